@@ -1,0 +1,307 @@
+"""The command line: `fsr <verb>`, one Hydra config per verb."""
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsr_lab.core.suggest import unknown
+
+CONFIGS = "pkg://fsr_lab.conf"
+BAD_INPUT = 2
+INTERRUPTED = 130
+Task = Callable[[DictConfig], None]
+
+
+class Session:
+    """One call of a verb: what its jobs did, and which of them failed."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.command = shlex.join(["fsr", *argv])
+        self.folder: Path | None = None
+        self.is_sweep = False
+        self.exit_code = 0
+
+    def job(self, task: Callable[["Session", DictConfig], None]) -> Task:
+        """Wrap a verb's task: one failed job of a sweep does not take the others with it."""
+
+        def run(cfg: DictConfig) -> None:
+            try:
+                self._settle()
+                task(self, cfg)
+            except EXPECTED_ERRORS as err:
+                self.fail(err)
+
+        # Hydra finds the config path from the task's module
+        run.__module__ = __name__
+        return run
+
+    def fail(self, err: BaseException) -> None:
+        """Print one line of cause and cure; the trace only where HYDRA_FULL_ERROR=1 asks for it."""
+        if os.environ.get("FSR_TRACEBACK") == "1":
+            raise err
+        code = INTERRUPTED if type(err).__name__ == "InterruptedRunError" else BAD_INPUT
+        self.exit_code = max(self.exit_code, code)
+        print(f"fsr: {one_line(err)}", file=sys.stderr, flush=True)
+
+    def _settle(self) -> None:
+        """Learn where this job runs; interrupted sweeps start no further job."""
+        if self.exit_code == INTERRUPTED:
+            raise ValueError("not started: the sweep was interrupted; the same command continues it")
+        hydra = HydraConfig.get()
+        self.is_sweep = hydra.mode == RunMode.MULTIRUN
+        self.folder = Path(hydra.sweep.dir if self.is_sweep else hydra.runtime.output_dir)
+
+
+def train(session: Session, cfg: DictConfig) -> None:
+    """Fit, attack, draw, print."""
+    from fsr_lab.callback.stop import InterruptedRunError
+    from fsr_lab.engine import run as engine
+
+    hush_lightning()
+    run = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        engine.train(cfg, run, command=session.command)
+    except InterruptedRunError as err:
+        again = "the same command continues it" if session.is_sweep else f"continue with: fsr train resume={run}"
+        raise InterruptedRunError(f"{err}; {again}") from err
+    draw_run(run, title=str(cfg.label))
+    if not session.is_sweep:
+        print_report(run)
+
+
+def evaluate(session: Session, cfg: DictConfig) -> None:
+    """Attack a trained network."""
+    from fsr_lab.engine import build, checkpoints
+    from fsr_lab.engine import run as engine
+
+    if (cfg.run is None) == (cfg.weights is None):
+        raise ValueError("expected one of run=DIR (a run of fsr train) and weights=FILE, got both or neither")
+    name = cfg.label
+    if cfg.run is not None:
+        cfg, path = with_run(cfg, HydraConfig.get().overrides.task)
+        name = name or f"{cfg.label} ({cfg.checkpoint})"
+    else:
+        path = Path(cfg.weights)
+        name = name or path.name
+    data = engine.opened_data(cfg)
+    model = build.build_model(cfg)
+    checkpoints.load_weights(model, path)
+    record = engine.evaluate_model(
+        cfg, model, data, name=name, command=session.command, device=engine.best_device(cfg.device)
+    )
+    run = Path(HydraConfig.get().runtime.output_dir)
+    record.save(run / "records", "evaluation")
+    print_report(run)
+
+
+def prepare(session: Session, cfg: DictConfig) -> None:
+    """Prepare a dataset and say where it lies."""
+    from fsr_lab.engine import build
+
+    path = build.build_data(cfg).prepare(force=cfg.force)
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def report(folder: Path) -> None:
+    """Write report.md and table.csv of every record below a folder, and print the table."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; give a run, a sweep or an artefact folder")
+    for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
+        draw_run(run, title=run.name)
+    print_report(folder)
+
+
+def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+    """Return the config with the run's network, data and threat in it, and the checkpoint's path.
+
+    What the command line says of them wins: `threat.eps=4/255` attacks a network outside its training radius.
+    """
+    from fsr_lab.engine import checkpoints
+    from fsr_lab.engine.run import CONFIG
+
+    run = Path(cfg.run)
+    if not (run / CONFIG).is_file():
+        raise ValueError(f"{run} is not a run of fsr train: it has no {CONFIG}")
+    stored = OmegaConf.load(run / CONFIG)
+    given = [text.lstrip("+").partition("=") for text in overrides]
+    groups = {key for key, _, _ in given}
+    values = [f"{key}={value}" for key, _, value in given if "." in key and "@" not in key]
+    OmegaConf.set_struct(cfg, False)
+    for section in ("model", "dataset", "defense", "threat"):
+        if section not in groups:
+            cfg[section] = stored[section]
+    cfg.dataset.folder = cfg.paths.data  # the stored one is of the machine and folder that trained
+    cfg.label = cfg.label or stored.label
+    return OmegaConf.merge(cfg, OmegaConf.from_dotlist(values)), checkpoints.checkpoint_path(run, cfg.checkpoint)  # type: ignore[return-value]
+
+
+def draw_run(run: Path, *, title: str) -> None:
+    """Draw a run's learning curves and sample images."""
+    import numpy as np
+
+    from fsr_lab.report import figures
+
+    if curves := figures.read_curves(run):
+        figures.draw_curves(curves, run / "curves.png", title=title)
+    if (run / "samples.npz").is_file():
+        with np.load(run / "samples.npz", allow_pickle=False) as samples:
+            figures.draw_samples(samples, run / "samples.png", title=f"{title}, {samples['attack']}")
+
+
+def hush_lightning() -> None:
+    """Let Lightning warn through our logging, once, and keep its advertisements to itself."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+    # of Lightning 2.6 about itself under torch 2.15
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+
+
+def print_report(folder: Path) -> None:
+    """Write a folder's report and print its table and where it lies."""
+    from rich.console import Console
+
+    from fsr_lab.report.page import write_report
+
+    table, path = write_report(folder)
+    # a pipe has no width of its own, and a wrapped table is no table
+    Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
+    print(f"report: {path}")
+
+
+VERBS: dict[str, tuple[Callable[[Session, DictConfig], None], str]] = {
+    "train": (train, "train a network by a strategy, with or without a defence, and attack it"),
+    "evaluate": (evaluate, "attack a trained network and print its table"),
+    "prepare": (prepare, "fetch, verify and convert a dataset"),
+}
+REPORT = "make the table and pages of a run, a sweep or an artefact folder"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0, 2 for a wrong input, 130 for an interrupted run."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    session = Session(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from fsr_lab import __version__
+
+        print(f"fsr-lab {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    try:
+        if verb == "report":
+            report_arguments(rest)
+        elif verb in VERBS:
+            run_verb(session, verb, rest)
+        else:
+            raise ValueError(unknown("verb", verb, [*VERBS, "report"]))
+    except EXPECTED_ERRORS as err:
+        session.fail(err)
+    except KeyboardInterrupt:
+        print("fsr: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return session.exit_code
+
+
+def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
+    """Hand Hydra its own argument list; `sys.argv` stays whole."""
+    parser = get_args_parser()
+    args = parser.parse_args(translate(verb, argv))
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints pages and exits; its errors become our one line
+    try:
+        _run_hydra(
+            args=args, args_parser=parser, task_function=session.job(VERBS[verb][0]), config_path=CONFIGS,
+            config_name=verb,
+        )  # fmt: skip
+    finally:
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if session.is_sweep and session.folder is not None and any(session.folder.glob("**/records/*.json")):
+        print_report(session.folder)
+
+
+def translate(verb: str, argv: Sequence[str]) -> list[str]:
+    """Spell out the command line's short forms.
+
+    `train attack=X` is the training attack; `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats
+    the overrides that DIR was started with, in that directory.
+    """
+    words = []
+    for word in argv:
+        if verb == "train" and word.startswith("attack="):
+            words.append("attack@strategy." + word)
+        elif verb == "evaluate" and word.startswith("attack="):
+            names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",")]
+            words += ["evaluation=none", *[f"+attack@evaluation.attacks.{name}={name}" for name in names]]
+        elif verb == "train" and word.startswith("resume=") and word not in ("resume=auto", "resume=never"):
+            words = [*overrides_of(Path(word[len("resume=") :])), *words]
+        else:
+            words.append(word)
+    return words
+
+
+def overrides_of(run: Path) -> list[str]:
+    """Return what to tell Hydra to continue a run directory.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    stored = run / ".hydra" / "overrides.yaml"
+    if not stored.is_file():
+        raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
+    kept = [str(word) for word in OmegaConf.load(stored)]
+    return [*kept, "hydra.mode=RUN", f"hydra.run.dir={shlex.quote(str(run)) if ' ' in str(run) else run}"]
+
+
+def report_arguments(argv: Sequence[str]) -> None:
+    """Parse `fsr report FOLDER`, which needs no config."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print(f"fsr report FOLDER: {REPORT}")
+        if argv and argv[0] not in ("-h", "--help"):
+            raise ValueError(f"expected one folder, got {list(argv)}")
+        return
+    report(Path(argv[0]))
+
+
+def usage() -> str:
+    """Return the verbs, one line each."""
+    lines = ["fsr: adversarial training with Feature Separation and Recalibration", ""]
+    lines += [f"  fsr {name:<9} {text}" for name, (_, text) in VERBS.items()]
+    lines += [f"  fsr {'report':<9} {REPORT}", "", "fsr <verb> --help lists the verb's groups and options."]
+    return "\n".join(lines)
+
+
+def one_line(err: BaseException) -> str:
+    """Return an error's cause and cure in one line, out of the wrappings that Hydra puts around it."""
+    if isinstance(err, MissingConfigException) and err.missing_cfg_file and err.options:
+        group, _, name = err.missing_cfg_file.rpartition("/")
+        return unknown(group, name, err.options)
+    while isinstance(err, InstantiationException) and err.__cause__ is not None:
+        err = err.__cause__
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    if isinstance(err, HydraException):
+        return " ".join(lines)
+    return lines[0] if lines else type(err).__name__
+
+
+EXPECTED_ERRORS: tuple[type[BaseException], ...] = (
+    ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException,
+)  # fmt: skip

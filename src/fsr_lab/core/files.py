@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file by temporary, fsync and rename, so that no reader and no crash ever sees half of it.
+
+    Args:
+        path: the file to create or replace; its folder is created.
+        write: fills the open binary stream.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what stood at `path` before still stands.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as err:
+        if err.errno == errno.ENOSPC:
+            raise OSError(
+                errno.ENOSPC, f"no space left on the disk of {path.parent}: free some and run again"
+            ) from err
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))

@@ -1,0 +1,101 @@
+"""What attacks maximise: sample losses on logits, and how they are applied to a model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from torch import Tensor
+
+from fsr_lab.core import losses
+from fsr_lab.core.types import Classifier, Defended, Forward, SampleLoss
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log p_y: PGD's objective (Madry et al., 2018, arXiv:1706.06083)."""
+
+    needs_clean: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        return losses.cross_entropy(logits, y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """-max(z_y - max other + kappa, 0): the C&W loss (Carlini and Wagner, 2017, arXiv:1608.04644, f_6).
+
+    `kappa` is the confidence at which a sample is left alone; the FSR protocol's 50 never is reached.
+    """
+
+    kappa: float = 0.0
+    needs_clean: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        return -(losses.margin(logits, y) + self.kappa).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class DLR:
+    """Difference of logits ratio (Croce and Hein, 2020, arXiv:2003.01690); needs three classes."""
+
+    needs_clean: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        return losses.dlr(logits, y)
+
+
+@dataclass(frozen=True)
+class KLFromClean:
+    """KL(p(x) || p(x')): TRADES' crafting objective (Zhang et al., 2019, arXiv:1901.08573)."""
+
+    needs_clean: ClassVar[bool] = True
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        if clean_logits is None:
+            raise ValueError("KLFromClean compares with the clean logits: pass clean_logits")
+        return losses.kl(clean_logits, logits)
+
+
+@dataclass(frozen=True)
+class OnLogits:
+    """A sample loss on the model's logits: all that an attack needs of a network it knows nothing about."""
+
+    loss: SampleLoss
+
+    def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
+        return {"logits": model(x)} if self.loss.needs_clean else {}
+
+    def __call__(self, model: Classifier, x_adv: Tensor, y: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
+        return self.loss(model(x_adv), y, prepared.get("logits"))
+
+
+@dataclass(frozen=True)
+class JointWithAux:
+    """The same loss on the logits and on whatever the model's defences add to it (CAS, CIFS)."""
+
+    loss: SampleLoss
+
+    def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
+        if not self.loss.needs_clean:
+            return {}
+        clean = cast(Defended, model).forward_with_aux(x)
+        flat = {f"{point}|{key}": value for point, aux in clean.aux.items() for key, value in aux.items()}
+        return {"logits": clean.logits} | flat
+
+    def __call__(self, model: Classifier, x_adv: Tensor, y: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
+        defended = cast(Defended, model)
+        adv = defended.forward_with_aux(x_adv)
+        clean = _unflatten(prepared) if self.loss.needs_clean else None
+        total = self.loss(adv.logits, y, None if clean is None else clean.logits)
+        terms = defended.attack_terms(adv, y, clean=clean, loss=self.loss)
+        return total if terms is None else total + terms
+
+
+def _unflatten(prepared: Mapping[str, Tensor]) -> Forward:
+    """Rebuild the clean forward that `prepare` flattened, so that it survives compaction row by row."""
+    aux: dict[str, dict[str, Tensor]] = {}
+    for name, value in prepared.items():
+        point, bar, key = name.rpartition("|")
+        if bar:
+            aux.setdefault(point, {})[key] = value
+    return Forward(prepared["logits"], aux)

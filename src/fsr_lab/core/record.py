@@ -1,0 +1,134 @@
+"""What an evaluation found, sample by sample; every percentage is derived from it."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsr_lab.core.files import write_atomically, write_text
+from fsr_lab.core.provenance import Provenance
+from fsr_lab.core.suggest import unknown
+from fsr_lab.core.threat import Threat
+
+CLEAN = "clean"
+PAPER_FOUR = ("fgsm", "pgd20", "pgd100", "cw30")
+"""The attacks of the paper's Ensemble (Eq. 6)."""
+
+NOT_RUN, WRONG, CORRECT = -1, 0, 1
+
+_ARRAYS = ("outcome", "margin", "norm", "ids", "labels", "forwards", "backwards")
+
+
+class Finding(NamedTuple):
+    """One sanity check's verdict: "pass", "warn" or "fail", the number it rests on, and what it means."""
+
+    check: str
+    verdict: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EvaluationRecord:
+    """Per-sample facts of one evaluation of one network.
+
+    Attributes:
+        attacks: names, A of them; "clean" is always the first.
+        outcome: int8 (A, N): -1 not run, the sample being settled; 0 wrong; 1 correct.
+        margin: float32 (A, N), z_y - max other of the judged forward; NaN where not run.
+        norm: float32 (A, N), the evaluator's own measurement of the perturbation; NaN where not run.
+        ids: int64 (N,), place in the split.
+        labels: int64 (N,).
+        forwards: int64 (A,), model calls times images, counted; a batch of 5 counts 5.
+        backwards: int64 (A,), likewise, of input gradients.
+        threat: norm and eps.
+        precision: how the attacks crafted; the judge is always float32.
+        findings: verdicts of the sanity checks.
+        provenance: where the numbers come from.
+        name: what is evaluated, as a table shows it.
+    """
+
+    attacks: tuple[str, ...]
+    outcome: NDArray[np.int8]
+    margin: NDArray[np.float32]
+    norm: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    forwards: NDArray[np.int64]
+    backwards: NDArray[np.int64]
+    threat: Threat
+    precision: str
+    findings: tuple[Finding, ...]
+    provenance: Provenance
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.attacks or self.attacks[0] != CLEAN:
+            raise ValueError(f"expected {CLEAN!r} as the first attack of a record, got {self.attacks}")
+        shape = (len(self.attacks), len(self.ids))
+        for field in ("outcome", "margin", "norm"):
+            if getattr(self, field).shape != shape:
+                raise ValueError(f"expected {field} of shape {shape}, got {getattr(self, field).shape}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def correct(self, attack: str) -> NDArray[np.bool_]:
+        """Return (N,) whether each sample withstood one attack.
+
+        Raises:
+            ValueError: the attack is not in the record, or was not run on every sample.
+        """
+        if attack not in self.attacks:
+            raise ValueError(unknown("attack in this record", attack, self.attacks))
+        row = self.outcome[self.attacks.index(attack)]
+        if (row == NOT_RUN).any():
+            raise ValueError(f"{attack!r} was not run on every sample: ask for worst_case")
+        return row == CORRECT
+
+    def worst_case(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Return (N,) whether each sample withstood all of the named attacks; Eq. 6 for `PAPER_FOUR`."""
+        for name in names:
+            if name not in self.attacks:
+                raise ValueError(unknown("attack in this record", name, self.attacks))
+        rows = self.outcome[[self.attacks.index(name) for name in names]]
+        return ~(rows == WRONG).any(axis=0)
+
+    def save(self, folder: Path, stem: str) -> Path:
+        """Write `<stem>.npz` (arrays) and then `<stem>.json` (the rest), each whole or not at all."""
+        arrays = {field: getattr(self, field) for field in _ARRAYS}
+        write_atomically(folder / f"{stem}.npz", lambda stream: np.savez_compressed(stream, **arrays))
+        path = folder / f"{stem}.json"
+        write_text(path, json.dumps(self._header(), indent=1, sort_keys=True) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a record back from its JSON file.
+
+        Raises:
+            ValueError: a file is missing, damaged or not a record.
+        """
+        try:
+            header = json.loads(path.read_text())
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+                arrays = {field: stored[field] for field in _ARRAYS}
+            return cls(
+                attacks=tuple(header["attacks"]), threat=Threat(**header["threat"]), name=header["name"],
+                precision=header["precision"], provenance=Provenance(**header["provenance"]),
+                findings=tuple(Finding(*finding) for finding in header["findings"]), **arrays,
+            )  # fmt: skip
+        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as err:
+            raise ValueError(f"{path} is not a whole evaluation record ({err}); evaluate again") from err
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "attacks": self.attacks, "findings": self.findings, "name": self.name, "precision": self.precision,
+            "provenance": self.provenance.as_dict(), "samples": len(self),
+            "threat": {"eps": self.threat.eps, "norm": self.threat.norm},
+        }  # fmt: skip

@@ -1,0 +1,74 @@
+"""How a defence is re-routed for one call: by analyses that swap features, and by adaptive attacks."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fsr_lab.core.suggest import unknown
+
+Part = Literal["f", "f_plus", "f_minus", "f_tilde_minus", "f_tilde", "f_plus_r"]
+MaskGradient = Literal["exact", "stop", "straight_through"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Which part of a separated feature map goes on, and how its mask is computed; the default is as deployed.
+
+    Attributes:
+        part: the feature that replaces the tapped one; `f_plus_r` is f + R(f), recalibration without a mask.
+        tau: temperature of the mask in the forward pass; None is the module's own.
+        backward_tau: temperature of the mask's derivative alone (BPDA: a saturated mask gets its gradient back).
+        mask_gradient: "stop" treats the mask as a constant, "straight_through" takes dm/dr = 1.
+        mask: (N, C, H, W) or broadcastable, in [0, 1], used instead of a computed mask.
+
+    Raises:
+        ValueError: an unknown part or gradient rule, a temperature that is not positive, or two rules for one mask.
+    """
+
+    part: Part = "f_tilde"
+    tau: float | None = None
+    backward_tau: float | None = None
+    mask_gradient: MaskGradient = "exact"
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for kind, value, known in (
+            ("part", self.part, get_args(Part)),
+            ("mask gradient", self.mask_gradient, get_args(MaskGradient)),
+        ):
+            if value not in known:
+                raise ValueError(unknown(kind, value, known))
+        for name in ("tau", "backward_tau"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"expected {name} above 0, got {value}")
+        if len(self.uses & {"backward_tau", "stop", "straight_through", "mask"}) > 1:
+            raise ValueError("a route takes one of backward_tau, mask_gradient and mask: they exclude each other")
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """What a defence must support to follow this route; compared with its `routes`."""
+        rules = {name for name in ("tau", "backward_tau", "mask") if getattr(self, name) is not None}
+        if self.mask_gradient != "exact":
+            rules.add(self.mask_gradient)
+        return frozenset(rules | {self.part})
+
+
+def mask_by(route: Route, score: Tensor, tau: float) -> Tensor:
+    """Return the mask in [0, 1] of a score (any shape, noise already added) under a route's rule, in float32.
+
+    sigmoid(score / tau) as deployed; see `Route` for the rest. `tau` is the module's own temperature.
+    """
+    if route.mask is not None:
+        return route.mask.to(score).expand_as(score)
+    mask = torch.sigmoid(score / (route.tau or tau))
+    if route.mask_gradient == "stop":
+        return mask.detach()
+    if route.mask_gradient == "straight_through":
+        return mask.detach() + score - score.detach()
+    if route.backward_tau is not None:
+        soft = torch.sigmoid(score / route.backward_tau)
+        return mask.detach() + soft - soft.detach()
+    return mask

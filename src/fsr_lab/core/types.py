@@ -1,0 +1,138 @@
+"""The values and protocols through which the packages meet; none of them knows another."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+class Classifier(Protocol):
+    """What an attack may assume of a network, and nothing more."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Map images (N, C, H, W) in [0, 1] to logits (N, K)."""
+        ...
+
+
+class FeatureShape(NamedTuple):
+    """What a tap point carries, without the batch axis."""
+
+    channels: int
+    height: int
+    width: int
+
+
+class DefenseOutput(NamedTuple):
+    """What a feature defence returns.
+
+    Attributes:
+        features: (N, C, H, W), replaces the tapped activation.
+        aux: named tensors with the batch on axis 0; may be empty. Each defence documents its keys.
+    """
+
+    features: Tensor
+    aux: Mapping[str, Tensor]
+
+
+class Forward(NamedTuple):
+    """Logits (N, K) and, per tap point in order of depth, the defence's auxiliary tensors."""
+
+    logits: Tensor
+    aux: Mapping[str, Mapping[str, Tensor]]
+
+    def rows(self, keep: Tensor) -> "Forward":
+        """Return the part of the batch that an index or boolean (N,) selects."""
+        aux = {point: {key: value[keep] for key, value in named.items()} for point, named in self.aux.items()}
+        return Forward(self.logits[keep], aux)
+
+
+class Progress(NamedTuple):
+    """Where training stands: curricula and warm-ups read it. `epoch` counts from 0."""
+
+    epoch: int
+    max_epochs: int
+    step: int
+
+
+class StepOutput(NamedTuple):
+    """Result of a strategy on one batch.
+
+    Attributes:
+        losses: weighted scalars by name; the loss is their sum.
+        logits: (N, K) on `x_adv`.
+        x_adv: (N, C, H, W) the images trained on.
+    """
+
+    losses: dict[str, Tensor]
+    logits: Tensor
+    x_adv: Tensor
+
+
+Criterion = Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]]
+"""(adversarial logits, clean logits or None, y) -> named weighted scalars."""
+
+
+class SampleLoss(Protocol):
+    """What crafting raises, as a pure function of logits; `needs_clean` asks for the clean images' logits."""
+
+    @property
+    def needs_clean(self) -> bool: ...
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        """Return (N,)."""
+        ...
+
+
+class Objective(Protocol):
+    """A sample loss applied to a model; adaptive objectives look inside it."""
+
+    @property
+    def loss(self) -> SampleLoss: ...
+
+    def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
+        """Compute once per attack call, without gradients, what every step needs; batch on axis 0."""
+        ...
+
+    def __call__(self, model: Classifier, x_adv: Tensor, y: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
+        """Return (N,), to be raised."""
+        ...
+
+
+class Attack(Protocol):
+    """A value that is called: finds x_adv (N, C, H, W), detached and inside the threat set."""
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Defended(Protocol):
+    """What a strategy sees of a network with feature defences."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+    @property
+    def has_attack_terms(self) -> bool: ...
+
+    def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward: ...
+
+    def attack_terms(
+        self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss
+    ) -> Tensor | None: ...
+
+    def auxiliary_losses(
+        self, adv: Forward, y: Tensor, *, clean: Forward | None = None, criterion: Criterion
+    ) -> dict[str, Tensor]: ...
+
+
+class Strategy(Protocol):
+    """How one batch is trained on: an attack and a criterion."""
+
+    def __call__(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> StepOutput: ...
+
+
+@runtime_checkable
+class Modifier(Protocol):
+    """Acts around the optimiser step; any number of them compose."""
+
+    def before_loss(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> None: ...
+
+    def after_optimizer_step(self, module: nn.Module) -> None: ...

@@ -1,0 +1,25 @@
+"""Pixel quantities are fractions of one: `8/255` in a config, 0.0313… in code."""
+
+import math
+from fractions import Fraction
+
+
+def fraction(value: str | float) -> float:
+    """Read "8/255", "0.03" or a number as a finite float that is not negative.
+
+    Raises:
+        ValueError: the text is no number or fraction, or the value is negative or not finite.
+    """
+    try:
+        number = float(Fraction(value)) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError, TypeError) as err:
+        raise ValueError(f"expected a number or a fraction such as 8/255, got {value!r}") from err
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"expected a finite value of at least 0, such as 8/255, got {value!r}")
+    return number
+
+
+def as_fraction(value: float, denominator: int = 255) -> str:
+    """Write a pixel quantity the way the field reads it: 8/255 where it is that, a plain number elsewhere."""
+    levels = value * denominator
+    return f"{levels:.0f}/{denominator}" if math.isclose(levels, round(levels), abs_tol=1e-9) else f"{value:g}"

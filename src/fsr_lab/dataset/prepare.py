@@ -1,0 +1,163 @@
+"""One prepared file for each dataset: built once under a lock, memory-mapped, verified before it is used."""
+
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from fsr_lab.core.files import write_atomically, write_text
+from fsr_lab.dataset.arrays import Arrays, checked
+
+log = logging.getLogger(__name__)
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class Prepared(NamedTuple):
+    """What a prepared file holds.
+
+    Attributes:
+        x_train, x_test: (N, C, H, W) uint8, memory-mapped.
+        y_train, y_test: (N,) int64 in [0, K), memory-mapped.
+        data_hash: twelve hexadecimal digits that change with any pixel or label, for provenance.
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    data_hash: str
+
+
+def prepare(
+    name: str,
+    folder: Path,
+    build: Callable[[], Arrays],
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    force: bool = False,
+) -> Path:
+    """Write `<name>.pt` and its manifest `<name>.json`, unless they are there.
+
+    Jobs that start at once build once: the others wait for the lock and find the file. The manifest is
+    written last, so that without it nothing is prepared, whatever an interruption left.
+
+    Args:
+        name: the dataset's name, the stem of both files.
+        folder: where they lie; it is created.
+        build: fetches or makes the arrays.
+        image_shape: (C, H, W), which the arrays must have.
+        num_classes: K, which the labels must have.
+        force: builds anew even if the file is there.
+
+    Returns:
+        The prepared file.
+
+    Raises:
+        ValueError: the arrays are not as they should be.
+        OSError: the source cannot be had, or the files cannot be written.
+    """
+    target, manifest = folder / f"{name}.pt", folder / f"{name}.json"
+    if manifest.exists() and not force:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        if force or not manifest.exists():
+            log.info("preparing %s in %s", name, folder)
+            arrays = checked(build(), name=name, image_shape=image_shape, num_classes=num_classes)
+            tensors = {key: torch.tensor(getattr(arrays, key)) for key in KEYS}
+            manifest.unlink(missing_ok=True)
+            write_atomically(target, lambda stream: _save(tensors, stream))
+            write_text(manifest, _manifest(target, name, arrays.source, tensors))
+    return target
+
+
+def load_prepared(name: str, folder: Path) -> Prepared:
+    """Open a prepared file after verifying it: by size and time, or by contents where the time has changed.
+
+    Args:
+        name: the dataset's name.
+        folder: where its files lie.
+
+    Raises:
+        FileNotFoundError: nothing is prepared.
+        ValueError: the file is not the one that the manifest describes.
+    """
+    target, described = folder / f"{name}.pt", folder / f"{name}.json"
+    cure = f"run: fsr prepare dataset={name} force=true"
+    try:
+        manifest = json.loads(described.read_text())
+        hashes = {key: manifest["sha256"][key] for key in KEYS}
+        size, mtime = manifest["size_bytes"], manifest["mtime_ns"]
+        found = target.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{target} is not prepared; run: fsr prepare dataset={name}") from None
+    except (ValueError, KeyError, TypeError) as err:
+        raise ValueError(f"{described} is damaged: expected a manifest, got {err!r}; {cure}") from err
+    if found.st_size != size:
+        raise ValueError(f"{target} is damaged: expected {size} bytes, got {found.st_size}; {cure}")
+    try:
+        stored = torch.load(target, mmap=True, weights_only=True)
+        tensors = {key: stored[key] for key in KEYS}
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as err:
+        reason = str(err).splitlines()[0]
+        raise ValueError(f"{target} is damaged: expected a prepared file, got {reason}; {cure}") from err
+    if found.st_mtime_ns != mtime:
+        _verify(target, tensors, hashes, cure)
+        with suppress(OSError):  # a shared folder that is read-only is verified anew each time
+            write_text(described, _json(manifest | {"mtime_ns": found.st_mtime_ns}))
+    data_hash = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
+    return Prepared(**tensors, data_hash=data_hash)
+
+
+def _save(tensors: Mapping[str, Tensor], stream: BinaryIO) -> None:
+    try:
+        torch.save(dict(tensors), stream)
+    except RuntimeError as err:
+        if isinstance(err.__context__, OSError):  # torch hides a full disk behind its own writer's error
+            raise err.__context__ from None
+        raise
+
+
+def _manifest(target: Path, name: str, source: str, tensors: Mapping[str, Tensor]) -> str:
+    found = target.stat()
+    return _json(
+        {
+            "name": name,
+            "source": source,
+            "counts": {"train": len(tensors["x_train"]), "test": len(tensors["x_test"])},
+            "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
+            "sha256": {key: _sha256(tensor) for key, tensor in tensors.items()},
+            "size_bytes": found.st_size,
+            "mtime_ns": found.st_mtime_ns,
+        }
+    )
+
+
+def _json(manifest: Mapping[str, object]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _verify(target: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, str], cure: str) -> None:
+    for key, expected in hashes.items():
+        got = _sha256(tensors[key])
+        if got != expected:
+            raise ValueError(
+                f"{target} was changed: expected {key} {expected[:12]}, got {got[:12]} (sha256); {cure}"
+            )
+
+
+def _sha256(tensor: Tensor) -> str:
+    """Return the hash of dtype, shape and contents."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""From a composed config to objects; below this file everything takes plain arguments."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from fsr_lab.core.crafting import Policy
+from fsr_lab.core.threat import Threat
+from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
+from fsr_lab.dataset.base import ImageDataModule
+from fsr_lab.engine.checkpoints import AtomicCheckpointIO
+from fsr_lab.engine.module import RobustClassifier
+from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
+
+POINTS = ("tap", "stages", "last_blocks", "activations", "convs")
+"""Keys of a model's config that name its points; defences interpolate them, the constructor does not see them."""
+
+
+def build_data(cfg: DictConfig) -> ImageDataModule:
+    """Build the data module; `recipe` is for the rest of the config to read."""
+    return cast(ImageDataModule, instantiate(_without(cfg.dataset, ("recipe",)), _convert_="all"))
+
+
+def build_model(cfg: DictConfig) -> DefendedModel:
+    """Build the backbone, from the run's seed, with its defence attached."""
+    torch.manual_seed(cfg.seed)
+    backbone = instantiate(_without(cfg.model, POINTS), _convert_="all")
+    image_shape = tuple(OmegaConf.to_container(cfg.dataset.image_shape, resolve=True))  # type: ignore[arg-type]
+    return attach(backbone, _defenses(cfg), image_shape, cfg.dataset.num_classes)
+
+
+def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
+    """Build the LightningModule that trains a model."""
+    modifiers = [cast(Modifier, instantiate(node)) for node in (cfg.get("modifier") or {}).values()]
+    return RobustClassifier(
+        model=model.to(memory_format=torch.channels_last) if cfg.channels_last else model,  # type: ignore[call-overload]
+        strategy=build_strategy(cfg),
+        val_attack=instantiate(cfg.val_attack, _convert_="all"),
+        optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
+        scheduler=instantiate(cfg.optim.scheduler, _convert_="all"),
+        scheduler_interval=cfg.optim.interval,
+        modifiers=modifiers,
+        num_classes=cfg.dataset.num_classes,
+        seed=cfg.seed,
+    )
+
+
+def build_strategy(cfg: DictConfig) -> Strategy:
+    """Build the strategy with its attack."""
+    return cast(Strategy, instantiate(cfg.strategy, _convert_="all"))
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Build Lightning's Trainer with the configured callbacks and loggers."""
+    callbacks = [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
+    loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
+    return cast(
+        Trainer,
+        instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()]),
+    )
+
+
+def build_attacks(cfg: DictConfig) -> dict[str, Attack]:
+    """Build the evaluation's attacks by name."""
+    return {str(name): instantiate(node, _convert_="all") for name, node in cfg.evaluation.attacks.items()}
+
+
+def build_threat(cfg: DictConfig) -> Threat:
+    """Build the threat set that an evaluation measures against."""
+    return cast(Threat, instantiate(cfg.threat))
+
+
+def build_policy(cfg: DictConfig) -> Policy:
+    """Build the policy under which an evaluation crafts."""
+    return cast(Policy, instantiate(cfg.crafting.evaluate))
+
+
+def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return one complete optimiser step, crafting included, outside any Trainer: what benches time.
+
+    The function takes x (N, C, H, W) in [0, 1] and y (N,), updates the model it closes over, and returns the loss.
+    """
+    module = build_module(cfg, build_model(cfg))
+    model = module.model.train()
+    optimizer = module.build_optimizer(model.parameters())
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        out = module.strategy(cast(Any, model), x, y, Progress(0, 1, 0))
+        loss = torch.stack(list(out.losses.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _defenses(cfg: DictConfig) -> dict[str, DefenseBuilder]:
+    """Read `defense.at`: a point, a list of points, or {point: extra constructor arguments}."""
+    if not cfg.get("defense"):
+        return {}
+    at = OmegaConf.to_container(cfg.defense, resolve=True)["at"]  # type: ignore[index,call-overload]
+    build = instantiate(cfg.defense.module, _convert_="all")
+    if isinstance(at, Mapping):
+        return {str(point): partial(build, **(extra or {})) for point, extra in at.items()}
+    return {point: build for point in ([at] if isinstance(at, str) else at)}
+
+
+def _without(node: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:
+    plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return {key: value for key, value in plain.items() if key not in keys}

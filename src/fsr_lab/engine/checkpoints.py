@@ -1,0 +1,97 @@
+"""Checkpoints: written whole or not at all, read without running what they contain."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from fsr_lab.core.files import write_atomically
+
+WHICH = ("last", "best")
+_PREFIX = "model."
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint format, through a temporary file, fsync and rename; reads plain containers only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        write_atomically(Path(path), lambda stream: torch.save(checkpoint, stream))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> Any:
+        return read_safely(Path(path))
+
+
+def checkpoint_path(run: Path, which: str) -> Path:
+    """Return a run directory's checkpoint.
+
+    Raises:
+        ValueError: there is no such checkpoint; the message names those that are there.
+    """
+    path = run / "checkpoints" / f"{which}.ckpt"
+    if not path.is_file():
+        there = sorted(file.stem for file in (run / "checkpoints").glob("*.ckpt"))
+        raise ValueError(f"no checkpoint {which!r} in {run}; there are: {there or 'none: train the run first'}")
+    return path
+
+
+def read_safely(path: Path) -> Any:
+    """Read a checkpoint to the CPU, refusing anything but tensors and plain containers.
+
+    Raises:
+        ValueError: the file is missing or damaged, or holds objects that would run code when loaded.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as err:
+        raise ValueError(f"no checkpoint at {path}") from err
+    except pickle.UnpicklingError as err:
+        raise ValueError(
+            f"refused to load {path}: it is damaged or holds more than tensors and plain containers, which could "
+            "run code; ask its author for a plain state dict or safetensors"
+        ) from err
+    except (RuntimeError, EOFError, OSError, ValueError) as err:
+        raise ValueError(f"{path} is not a whole checkpoint ({str(err).splitlines()[0]}); fetch or train it again") from err
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a run's checkpoint, or a plain state dict of the model or of its bare backbone, into a model.
+
+    Raises:
+        ValueError: the weights are of another architecture; the message says which keys differ.
+    """
+    content = read_safely(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"expected a state dict in {path}, got {type(content).__name__}")
+    if any(name.startswith(_PREFIX) for name in state):
+        state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, nn.Module) and not any(name.startswith("backbone.") for name in state):
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    if differences := _differences(model.state_dict(), state):
+        raise ValueError(f"{path} is of another architecture: {differences}; give the model that it was trained with")
+    model.load_state_dict(state)
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    parts = []
+    for kind, names in (
+        ("missing", [name for name in own if name not in given]),
+        ("unknown", [name for name in given if name not in own]),
+        (
+            "of another shape",
+            [
+                f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
+                for name in own
+                if name in given and own[name].shape != given[name].shape
+            ],
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            parts.append(f"{len(names)} {kind} ({', '.join(names[:3])}{more})")
+    return "; ".join(parts)

@@ -1,0 +1,142 @@
+"""One batch's life in training, as a LightningModule."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from fsr_lab.core.crafting import judging
+from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
+
+OptimizerBuilder = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerBuilder = Callable[..., LRScheduler]
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss stopped being a number; the last good checkpoint stands."""
+
+
+class RobustClassifier(LightningModule):
+    """Trains a defended model by a strategy; validates clean and attacked accuracy.
+
+    Args:
+        model: the network; the checkpoint's keys are its own under "model.".
+        strategy: turns a batch into losses.
+        val_attack: attacks the validation images.
+        optimizer: builds the optimiser from parameters.
+        scheduler: builds the schedule from the optimiser.
+        scheduler_interval: "epoch", or "step": then the schedule is also told `total_steps`.
+        modifiers: act around the optimiser step.
+        num_classes: K, for the metrics.
+        seed: every step draws from (seed, step, rank), so that a resume in mid-epoch is exact.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        strategy: Strategy,
+        val_attack: Attack,
+        optimizer: OptimizerBuilder,
+        scheduler: SchedulerBuilder | None,
+        scheduler_interval: str = "epoch",
+        modifiers: Sequence[Modifier] = (),
+        num_classes: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.strategy = strategy
+        self.val_attack = val_attack
+        self.build_optimizer = optimizer
+        self.build_scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.modifiers = tuple(modifiers)
+        self.seed = seed
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_robust_acc = MulticlassAccuracy(num_classes, average="micro")
+        # the step at which the loss first was not finite; lives on the device, read at the logging interval
+        self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the batch's loss, weighted by this rank's share of the global batch."""
+        x, y = batch
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+        for modifier in self.modifiers:
+            modifier.before_loss(self, batch)
+        progress = Progress(self.current_epoch, self.trainer.max_epochs or 0, self.global_step)
+        out = self.strategy(self.model, x, y, progress)  # type: ignore[arg-type]
+        loss = torch.stack(list(out.losses.values())).sum()
+        self._flag(loss)
+        self.train_acc(out.logits.detach(), y)
+        values = {f"train/{name}": value.detach() for name, value in out.losses.items()}
+        self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
+        self.log("train/robust_acc", self.train_acc, on_step=False, on_epoch=True)
+        return loss * self._share(batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (self.global_step % self.trainer.log_every_n_steps) == 0:
+            self.stop_if_diverged()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let modifiers take back what they did to the weights."""
+        super().optimizer_step(*args, **kwargs)
+        for modifier in self.modifiers:
+            modifier.after_optimizer_step(self)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Measure accuracy on clean and attacked images, both judged on the deployed model."""
+        x, y = batch
+        x_adv = self.val_attack(self.model, x, y)
+        with judging(self.model) as deployed:
+            self.val_acc(deployed(x), y)
+            self.val_robust_acc(deployed(x_adv), y)
+        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
+        self.log("val/robust_acc", self.val_robust_acc, on_step=False, on_epoch=True, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to write weights that are no numbers over good ones."""
+        self.stop_if_diverged()
+
+    def stop_if_diverged(self) -> None:
+        """Raise if a loss since the last look was not finite.
+
+        Raises:
+            TrainingDivergedError: names the step.
+        """
+        step = int(self.diverged_at)  # type: ignore[arg-type]
+        if step >= 0:
+            raise TrainingDivergedError(
+                f"the loss was not finite at step {step} (epoch {self.current_epoch}); the last good checkpoint "
+                "stands: lower optim.lr or the step that changed, then resume or start again"
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer(self.model.parameters())
+        if self.build_scheduler is None:
+            return optimizer
+        total = {"total_steps": int(self.trainer.estimated_stepping_batches)} if self.scheduler_interval == "step" else {}
+        schedule = {"scheduler": self.build_scheduler(optimizer, **total), "interval": self.scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _flag(self, loss: Tensor) -> None:
+        bad = ~loss.detach().isfinite() & (self.diverged_at < 0)  # type: ignore[operator]
+        self.diverged_at = torch.where(bad, self.global_step, self.diverged_at)  # type: ignore[arg-type]
+
+    def _share(self, batch_idx: int) -> float:
+        """This rank's weight under DDP's plain average; 1 in one process and for loaders that do not tell."""
+        share = getattr(self.trainer.train_dataloader, "share", None)
+        return 1.0 if share is None else float(share(batch_idx))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return a 63-bit seed that differs between steps, ranks and runs in all of its bits."""
+    digest = hashlib.sha256(f"train {seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

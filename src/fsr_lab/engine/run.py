@@ -1,0 +1,210 @@
+"""A run directory from beginning to end: fit, attack the kept checkpoints, leave what explains it."""
+
+import gc
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from fsr_lab.core.crafting import judging
+from fsr_lab.core.files import write_atomically, write_text
+from fsr_lab.core.provenance import Provenance
+from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.types import Attack
+from fsr_lab.dataset.base import ImageDataModule
+from fsr_lab.engine import build
+from fsr_lab.engine.checkpoints import checkpoint_path, load_weights
+from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
+from fsr_lab.evaluation.run import evaluate
+from fsr_lab.model.defended import DefendedModel
+
+CONFIG, STATUS, SAMPLES = "config.yaml", "status.json", "samples.npz"
+UNCOMPARED = ("callback", "chunk", "evaluation", "label", "logger", "paths", "resume", "test_checkpoints", "test_samples",
+              "trainer")  # fmt: skip
+"""Parts of a config that may change when a run is continued."""
+
+
+def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]:
+    """Train what a config says into a run directory, then attack its checkpoints; continue what was begun.
+
+    Args:
+        cfg: composed and resolvable.
+        run: the run directory; a checkpoint in it is continued unless `cfg.resume` is "never".
+        command: the command line, for provenance.
+
+    Returns:
+        One record per kept checkpoint.
+
+    Raises:
+        ValueError: the directory holds a run of another configuration, or the config cannot work.
+        TrainingDivergedError: the loss was not finite.
+        InterruptedRunError: the process was asked to stop; a checkpoint was written.
+    """
+    fresh = cfg.resume == "never"
+    if not fresh and is_finished(cfg, run):
+        return load_records(run)
+    if not fresh:
+        _refuse_other_config(cfg, run)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    write_text(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    data = opened_data(cfg)
+    about = Provenance.collect(command=command, seed=cfg.seed, hashes={"data": data.data_hash})
+    write_text(run / "provenance.json", json.dumps(about.as_dict(), indent=1) + "\n")
+    _mark(run, "running", cfg)
+    if ranks_wanted(cfg) > 1:
+        fit_in_ranks(run, ranks_wanted(cfg), fresh=fresh)
+    else:
+        fit(cfg, run, data, fresh=fresh)
+    records = [
+        record
+        for which in cfg.test_checkpoints
+        if (record := _test(cfg, run, str(which), data, command)) is not None
+    ]
+    _keep_samples(cfg, run, data)
+    _mark(run, "finished", cfg)
+    return records
+
+
+def fit(cfg: DictConfig, run: Path, data: ImageDataModule, *, fresh: bool) -> None:
+    """Train in this process, from the run's last checkpoint if there is one and `fresh` does not forbid it."""
+    last = run / "checkpoints" / "last.ckpt"
+    if fresh and last.parent.is_dir():
+        for old in last.parent.glob("*.ckpt"):
+            old.unlink()
+    module = build.build_module(cfg, build.build_model(cfg))
+    trainer = build.build_trainer(cfg)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        module.stop_if_diverged()
+    finally:
+        _finish_trackers(trainer)
+
+
+def opened_data(cfg: DictConfig) -> ImageDataModule:
+    """Build the data module, prepare what is missing, open it."""
+    data = build.build_data(cfg)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def evaluate_model(
+    cfg: DictConfig, model: DefendedModel, data: ImageDataModule, *, name: str, command: str, device: torch.device
+) -> EvaluationRecord:
+    """Attack a model with the config's evaluation on the config's test images."""
+    model = model.to(device)
+    return evaluate(
+        model,
+        data.test_batches(device, limit=cfg.test_samples),
+        build.build_attacks(cfg),
+        threat=build.build_threat(cfg),
+        seed=cfg.seed,
+        chunk=cfg.chunk,
+        name=name,
+        precision=build.build_policy(cfg).dtype,
+        command=command,
+        data_hash=data.data_hash,
+    )
+
+
+def best_device(wanted: str = "auto") -> torch.device:
+    """Return the device to evaluate on: the accelerator if there is one and the choice is left to us."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if wanted == "auto":
+        return torch.device("cpu") if accelerator is None else accelerator
+    return torch.device(wanted)
+
+
+def is_finished(cfg: DictConfig, run: Path) -> bool:
+    """Tell whether the directory holds this very run, finished."""
+    status = read_status(run)
+    if status.get("state") != "finished" or status.get("max_epochs") != cfg.trainer.max_epochs:
+        return False
+    _refuse_other_config(cfg, run)
+    return True
+
+
+def read_status(run: Path) -> Mapping[str, Any]:
+    """Return what the run says of itself; empty if it never began."""
+    path = run / STATUS
+    return cast(Mapping[str, Any], json.loads(path.read_text())) if path.is_file() else {}
+
+
+def load_records(folder: Path) -> list[EvaluationRecord]:
+    """Read every record of a run directory."""
+    return [EvaluationRecord.load(path) for path in sorted((folder / "records").glob("*.json"))]
+
+
+def _test(
+    cfg: DictConfig, run: Path, which: str, data: ImageDataModule, command: str
+) -> EvaluationRecord | None:
+    """Attack one checkpoint; None for a best one where no validation chose it."""
+    if which == "best" and not cfg.dataset.val_size:
+        return None
+    model = build.build_model(cfg)
+    load_weights(model, checkpoint_path(run, which))
+    name = f"{cfg.label} ({which})"
+    print(f"attacking {name}, {build.build_threat(cfg)}", file=sys.stderr, flush=True)
+    record = evaluate_model(cfg, model, data, name=name, command=command, device=_device(cfg))
+    record.save(run / "records", which)
+    return record
+
+
+def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int = 8) -> None:
+    """Keep a few clean and adversarial test images with their predictions, for the picture."""
+    attacks = build.build_attacks(cfg)
+    if not attacks:
+        return
+    name = "pgd20" if "pgd20" in attacks else next(iter(attacks))
+    attack: Attack = attacks[name]
+    model = build.build_model(cfg)
+    load_weights(model, checkpoint_path(run, "last"))
+    x, y = next(iter(data.test_batches(limit=count)))
+    torch.manual_seed(cfg.seed)
+    x_adv = attack(model, x, y)
+    with judging(model) as deployed:
+        predictions = [deployed(images).argmax(1).numpy() for images in (x, x_adv)]
+    arrays = {"clean": x.numpy(), "adversarial": x_adv.numpy(), "labels": y.numpy(), "attack": np.array(name),
+              "predicted_clean": predictions[0], "predicted_adversarial": predictions[1]}  # fmt: skip
+    write_atomically(run / SAMPLES, lambda stream: np.savez_compressed(stream, **arrays))
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    return best_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+
+
+def _mark(run: Path, state: str, cfg: DictConfig) -> None:
+    write_text(run / STATUS, json.dumps({"state": state, "max_epochs": cfg.trainer.max_epochs}) + "\n")
+
+
+def _finish_trackers(trainer: Trainer) -> None:
+    """Close W&B if it was used, so that the next job of a multirun is a run of its own."""
+    if "wandb" in sys.modules and any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
+        sys.modules["wandb"].finish()
+    gc.collect()  # a module and its trainer refer to each other; a sweep would otherwise hold several networks
+
+
+def _refuse_other_config(cfg: DictConfig, run: Path) -> None:
+    path = run / CONFIG
+    if not path.is_file() or not (run / "checkpoints").is_dir():
+        return
+    differing = _differences(OmegaConf.to_container(OmegaConf.load(path)), OmegaConf.to_container(cfg, resolve=True))
+    if differing:
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise ValueError(
+            f"{run} holds a run of another configuration ({', '.join(differing[:4])}{more}); "
+            "give this one another name=, or resume=never to start it afresh there"
+        )
+
+
+def _differences(old: Any, new: Any, path: Sequence[str] = ()) -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [key for key in {**old, **new} if path or key not in UNCOMPARED]
+        return [text for key in keys for text in _differences(old.get(key), new.get(key), (*path, str(key)))]
+    return [] if old == new else [f"{'.'.join(path)}: {old} there, {new} here"]

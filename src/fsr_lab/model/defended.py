@@ -1,0 +1,219 @@
+"""A backbone with feature defences at named points, which still maps images to logits and nothing else."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fsr_lab.core.defense import FeatureDefense
+from fsr_lab.core.route import Route
+from fsr_lab.core.suggest import unknown
+from fsr_lab.core.types import Criterion, FeatureShape, Forward, SampleLoss
+from fsr_lab.model import tape
+from fsr_lab.model.points import find_module, inspect_points, parse_point
+
+
+class DefenseBuilder(Protocol):
+    """What a config's partial is: it learns the feature's shape and the number of classes, and builds."""
+
+    def __call__(self, *, shape: FeatureShape, num_classes: int) -> FeatureDefense: ...
+
+
+def attach(
+    backbone: nn.Module,
+    defenses: Mapping[str, DefenseBuilder],
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    num_classes: int = 10,
+) -> "DefendedModel":
+    """Put feature defences into a network, at points given by name; their sizes are found, never typed.
+
+    The backbone's code and state-dict keys stay as they are.
+
+    Args:
+        backbone: any network from images to logits.
+        defenses: {point: builder}, such as `{"layer4": FSR}` or `{"layer4": functools.partial(FSR, tau=0.1)}`.
+        image_shape: (C, H, W) of the images.
+        num_classes: K.
+
+    Raises:
+        ValueError: see `inspect_points`.
+        RuntimeError: the backbone carries defences already.
+
+    Example:
+        >>> model = attach(torchvision.models.resnet18(num_classes=10), {"layer4": FSR})
+    """
+    shapes = inspect_points(backbone, list(defenses), image_shape) if defenses else {}
+    built = {point: build(shape=shapes[point], num_classes=num_classes) for point, build in defenses.items()}
+    return DefendedModel(backbone, built)
+
+
+class DefendedModel(nn.Module):
+    """Owns a backbone and the defences at its points.
+
+    `forward` gives logits, full stop. Auxiliary tensors leave by `forward_with_aux`, which returns what the taps
+    filed during that one pass. Not for `nn.DataParallel`; use DDP. Compile in place with `model.compile()`.
+
+    Args:
+        backbone: maps (N, C, H, W) in [0, 1] to logits (N, K).
+        defenses: {point: module}.
+
+    Raises:
+        RuntimeError: the backbone carries defences of another model already.
+    """
+
+    def __init__(self, backbone: nn.Module, defenses: Mapping[str, FeatureDefense]) -> None:
+        super().__init__()
+        if any(_is_tapped(module) for module in backbone.modules()):
+            raise RuntimeError(
+                f"this {type(backbone).__name__} carries the defences of another model already; "
+                "build a second backbone, or deep-copy it before attaching"
+            )
+        self.backbone = backbone
+        self.taps = nn.ModuleDict()
+        for point, defense in defenses.items():
+            tap = Tap(point, defense)
+            tap.put_on(find_module(backbone, point))
+            self.taps[point.replace(".", "/")] = tap  # a module's name cannot hold a dot
+
+    @property
+    def defenses(self) -> dict[str, FeatureDefense]:
+        """{point: defence}."""
+        return {tap.point: tap.defense for tap in self._taps()}
+
+    @property
+    def has_attack_terms(self) -> bool:
+        """Whether a defence adds to what crafting must raise."""
+        return any(type(d).attack_terms is not FeatureDefense.attack_terms for d in self.defenses.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [0, 1] to logits (N, K)."""
+        logits: Tensor = self.backbone(x)
+        return logits
+
+    def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
+        """Return logits and every defence's auxiliary tensors.
+
+        Args:
+            x: (N, C, H, W) in [0, 1].
+            targets: (N,) labels, which label-conditioned defences use in training mode.
+        """
+        with tape.recording(tape.Tape(targets=targets)) as filed:
+            logits = self.backbone(x)
+        return Forward(logits, filed.aux)
+
+    def routed(self, route: Mapping[str, Route]) -> "Routed":
+        """Return a light view of the same weights that runs defences differently.
+
+        Raises:
+            ValueError: no defence at that point, or one that does not know that route.
+        """
+        for point, way in route.items():
+            if point not in self.defenses:
+                raise ValueError(unknown("defended point", point, self.defenses))
+            defense = self.defenses[point]
+            if missing := way.uses - defense.routes:
+                raise ValueError(
+                    f"{type(defense).__name__} at {point!r} has no route {sorted(missing)}; "
+                    f"it knows {sorted(defense.routes)}"
+                )
+        return Routed(self, route)
+
+    def auxiliary_losses(
+        self, adv: Forward, y: Tensor, *, clean: Forward | None = None, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """Return {"layer4/sep": …}: each defence's weighted terms over the number of sites of its class (Eq. 5)."""
+        return {
+            f"{point}/{name}": value / self._sites[type(defense)]
+            for point, defense in self.defenses.items()
+            for name, value in defense.auxiliary_loss(adv, y, point, clean=clean, criterion=criterion).items()
+        }
+
+    def attack_terms(
+        self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss
+    ) -> Tensor | None:
+        """Return (N,) what crafting raises besides the logits' loss, meant over sites of one class; or None."""
+        total: Tensor | None = None
+        for point, defense in self.defenses.items():
+            clean_aux = None if clean is None else clean.aux[point]
+            term = defense.attack_terms(adv.aux[point], y, clean_aux, loss)
+            if term is not None:
+                term = term / self._sites[type(defense)]
+                total = term if total is None else total + term
+        return total
+
+    @property
+    def _sites(self) -> Counter[type[FeatureDefense]]:
+        return Counter(type(defense) for defense in self.defenses.values())
+
+    def _taps(self) -> list["Tap"]:
+        return [tap for tap in self.taps.values() if isinstance(tap, Tap)]
+
+
+class Routed(nn.Module):
+    """A view of a defended model under a route: the same weights, another path through its defences."""
+
+    def __init__(self, model: DefendedModel, route: Mapping[str, Route]) -> None:
+        super().__init__()
+        self.model = model
+        self.route = dict(route)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [0, 1] to logits (N, K) along the route."""
+        with tape.recording(tape.Tape(route=self.route, want_aux=False)):
+            logits: Tensor = self.model.backbone(x)
+        return logits
+
+    def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
+        """As `DefendedModel.forward_with_aux`, along the route."""
+        with tape.recording(tape.Tape(targets=targets, route=self.route)) as filed:
+            logits = self.model.backbone(x)
+        return Forward(logits, filed.aux)
+
+
+class Tap(nn.Module):
+    """Adapts a defence to its place in the network.
+
+    The hooks are bound methods, never closures: `copy.deepcopy` and `pickle` rebind them to the copy, where a
+    closure would go on calling the original's defence.
+    """
+
+    def __init__(self, point: str, defense: FeatureDefense) -> None:
+        super().__init__()
+        self.point = point
+        self.defense = defense
+
+    def put_on(self, module: nn.Module) -> None:
+        """Register at a module, at the place that the point names."""
+        place = parse_point(self.point).place
+        if place == "out":
+            module.register_forward_hook(self.after)
+        elif place == "in":
+            module.register_forward_pre_hook(self.before)
+        else:
+            # not a hook: an in-place activation would have spoilt its own input by then
+            module.forward = self.defend
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Replace a module's output."""
+        return self.defend(output)
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replace a module's first input."""
+        return (self.defend(inputs[0]), *inputs[1:])
+
+    def defend(self, features: Tensor) -> Tensor:
+        """Run the defence as the open tape says, and file what it gives."""
+        open_tape = tape.current()
+        if open_tape is None:
+            return self.defense(features, want_aux=False).features
+        route = open_tape.route.get(self.point)
+        output = self.defense(features, open_tape.targets, route=route, want_aux=open_tape.want_aux)
+        if open_tape.want_aux:
+            open_tape.aux[self.point] = output.aux
+        return output.features
+
+
+def _is_tapped(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward"))
+    return any(isinstance(getattr(hook, "__self__", None), Tap) for hook in hooks)

@@ -1,0 +1,18 @@
+"""Adversarial training."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from fsr_lab.strategy.base import Strategy
+
+
+class AT(Strategy):
+    """Cross-entropy on PGD examples alone (Madry et al., 2018, arXiv:1706.06083).
+
+    One training-mode forward per step: BatchNorm's running statistics are adversarial only, as in the released FSR
+    code.
+    """
+
+    def criterion(self, adv: Tensor, clean: Tensor | None, y: Tensor) -> dict[str, Tensor]:
+        """Return {"ce"}, in float32."""
+        return {"ce": functional.cross_entropy(adv.float() if adv.element_size() < 4 else adv, y)}

@@ -1,0 +1,22 @@
+"""Training on clean images: the undefended network that every comparison starts from."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from fsr_lab.core.types import Defended, Progress
+from fsr_lab.strategy.base import Strategy
+
+
+class Natural(Strategy):
+    """Cross-entropy on clean images; nothing is crafted."""
+
+    def __init__(self) -> None:
+        pass
+
+    def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Tensor:
+        """Return the clean images themselves."""
+        return x
+
+    def criterion(self, adv: Tensor, clean: Tensor | None, y: Tensor) -> dict[str, Tensor]:
+        """Return {"ce"}."""
+        return {"ce": functional.cross_entropy(adv, y)}

@@ -1,0 +1,193 @@
+import errno
+import json
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fsr_lab.core import files
+from fsr_lab.dataset.arrays import Arrays
+from fsr_lab.dataset.prepare import load_prepared, prepare
+
+
+def arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    return Arrays(
+        x_train=rng.integers(256, size=(40, 3, 16, 16), dtype=np.uint8),
+        y_train=np.arange(40) % 4,
+        x_test=rng.integers(256, size=(8, 3, 16, 16), dtype=np.uint8),
+        y_test=np.arange(8) % 4,
+        source="rng",
+    )
+
+
+def make(folder, build=arrays, **options):
+    return prepare("mine", folder, build, image_shape=(3, 16, 16), num_classes=4, **options)
+
+
+def changed(path):
+    """Flip one byte in the middle, as a bad disk or an editor would."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def test_what_was_prepared_is_loaded(tmp_path):
+    path = make(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "mine.pt"
+    data = load_prepared("mine", path.parent)
+    wanted = arrays()
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        assert np.array_equal(getattr(data, key).numpy(), getattr(wanted, key))
+    assert data.x_train.dtype == torch.uint8
+    assert data.y_train.dtype == torch.int64
+
+
+def test_the_manifest_describes_the_file(tmp_path):
+    path = make(tmp_path)
+    manifest = json.loads((tmp_path / "mine.json").read_text())
+    assert manifest["name"] == "mine"
+    assert manifest["source"] == "rng"
+    assert manifest["counts"] == {"train": 40, "test": 8}
+    assert manifest["shapes"]["x_train"] == [40, 3, 16, 16]
+    assert set(manifest["sha256"]) == {"x_train", "y_train", "x_test", "y_test"}
+    assert manifest["size_bytes"] == path.stat().st_size
+    assert manifest["mtime_ns"] == path.stat().st_mtime_ns
+
+
+def test_the_data_hash_follows_the_data(tmp_path):
+    hashes = set()
+    for place, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make(tmp_path / place, lambda seed=seed: arrays(seed))
+        hashes.add(load_prepared("mine", tmp_path / place).data_hash)
+    assert len(hashes) == 2
+    assert all(len(value) == 12 for value in hashes)
+
+
+def test_prepared_data_are_not_built_again_unless_forced(tmp_path):
+    make(tmp_path)
+    before = load_prepared("mine", tmp_path).data_hash
+
+    def fail():
+        raise AssertionError("built again")
+
+    make(tmp_path, fail)
+    make(tmp_path, lambda: arrays(seed=1), force=True)
+    assert load_prepared("mine", tmp_path).data_hash != before
+
+
+def test_jobs_that_start_at_once_build_once(tmp_path):
+    builds, hashes, jobs = [], [], 12
+    together = threading.Barrier(jobs)
+
+    def build():
+        builds.append(threading.get_ident())
+        time.sleep(0.2)
+        return arrays()
+
+    def job():
+        together.wait(timeout=10)
+        make(tmp_path, build)
+        hashes.append(load_prepared("mine", tmp_path).data_hash)
+
+    threads = [threading.Thread(target=job) for _ in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(builds) == 1
+    assert len(hashes) == jobs
+    assert len(set(hashes)) == 1
+
+
+def test_a_missing_file_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"mine.pt is not prepared; run: fsr prepare dataset=mine$"):
+        load_prepared("mine", tmp_path)
+    make(tmp_path).unlink()
+    with pytest.raises(FileNotFoundError, match="not prepared"):
+        load_prepared("mine", tmp_path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = make(tmp_path)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    message = rf"mine.pt is damaged: expected {size} bytes, got {size // 2}; run: fsr prepare dataset=mine force=true"
+    with pytest.raises(ValueError, match=message) as caught:
+        load_prepared("mine", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tampered_file_is_refused(tmp_path):
+    path = make(tmp_path)
+    changed(path)
+    with pytest.raises(ValueError, match=r"mine.pt was changed: expected x_train \w{12}, got \w{12}.*force=true"):
+        load_prepared("mine", tmp_path)
+    make(tmp_path, force=True)
+    load_prepared("mine", tmp_path)
+
+
+def test_a_file_that_is_no_longer_one_of_ours_is_refused(tmp_path):
+    path = make(tmp_path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(ValueError, match=r"mine.pt is damaged: expected a prepared file, got .*force=true") as caught:
+        load_prepared("mine", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"sha256": {}}'])
+def test_a_damaged_manifest_is_refused(text, tmp_path):
+    make(tmp_path)
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match=r"mine.json is damaged: .*force=true"):
+        load_prepared("mine", tmp_path)
+
+
+def test_a_copy_is_verified_by_contents_once(tmp_path):
+    path = make(tmp_path)
+    os.utime(path, ns=(1, 1))
+    load_prepared("mine", tmp_path)
+    assert json.loads((tmp_path / "mine.json").read_text())["mtime_ns"] == 1
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    def fail():
+        raise ConnectionError("no network")
+
+    with pytest.raises(ConnectionError):
+        make(tmp_path, fail)
+    with pytest.raises(ValueError, match="expected images"):
+        make(tmp_path, lambda: arrays()._replace(x_train=np.zeros((40, 5), np.uint8)))
+    assert not any(path.suffix != ".lock" for path in tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+    class FullDisk:
+        """A file on a disk with room for a few kilobytes."""
+
+        def __init__(self, stream):
+            self.stream, self.room = stream, 4096
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.stream.close()
+
+        def write(self, data):
+            self.room -= memoryview(data).nbytes
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.stream.write(data)
+
+    monkeypatch.setattr(files, "open", lambda path, mode: FullDisk(open(path, mode)), raising=False)
+    with pytest.raises(OSError, match="no space left on the disk of .*: free some and run again") as caught:
+        make(tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert not any(path.suffix != ".lock" for path in tmp_path.iterdir())
+    monkeypatch.undo()
+    make(tmp_path)
+    load_prepared("mine", tmp_path)

@@ -1,0 +1,161 @@
+import pytest
+import torch
+
+from fsr_lab.dataset.resident import ResidentBatches
+
+
+def make(count=20, **changes):
+    """Return batches whose labels are the images' places, so that a pass shows its order."""
+    images = torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    arguments = {"batch_size": 6, "seed": 0, "shuffle": True, "augment": "none", "device": "cpu"}
+    return ResidentBatches(images=images, labels=torch.arange(count), **(arguments | changes))
+
+
+def labels(batches):
+    return [y.tolist() for _, y in batches]
+
+
+def test_images_become_floats_of_levels_and_stay_with_their_labels():
+    batches = make()
+    for x, y in batches:
+        assert x.dtype == torch.float32
+        assert y.dtype == torch.int64
+        assert torch.equal(x, batches.images[y] / 255)
+    every = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    arguments = {"batch_size": 256, "seed": 0, "shuffle": False, "augment": "none", "device": "cpu"}
+    ((x, _),) = ResidentBatches(images=every, labels=torch.zeros(256, dtype=torch.int64), **arguments)
+    assert x.min() == 0
+    assert x.max() == 1
+    assert torch.equal((x * 255).round().byte(), every)
+
+
+def test_an_epoch_shows_every_sample_once_and_the_next_in_another_order():
+    batches = make()
+    first, second = labels(batches), labels(batches)
+    assert len(first) == len(batches) == 4
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(20))
+    assert first != second
+
+
+def test_order_follows_seed_and_epoch_alone():
+    assert labels(make()) == labels(make())
+    assert labels(make()) != labels(make(seed=1))
+    later = make()
+    later.load_state_dict({"epoch": 1, "batch": 0})
+    both = make()
+    labels(both)
+    assert labels(later) == labels(both)
+
+
+def test_without_shuffle_the_order_is_the_given_one():
+    batches = make(shuffle=False)
+    assert sum(labels(batches), []) == sum(labels(batches), []) == list(range(20))
+
+
+def test_the_global_generator_is_neither_used_nor_moved():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = [x for x, _ in make(augment="pad_crop_flip")]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert all(torch.equal(a, x) for a, (x, _) in zip(first, make(augment="pad_crop_flip"), strict=True))
+
+
+def test_augmentation_differs_between_epochs_batches_and_ranks():
+    def draws(**changes):
+        batches = make(count=8, batch_size=4, shuffle=False, augment="pad_crop_flip", **changes)
+        batches.images[:] = batches.images[0]
+        return [x for _ in range(2) for x, _ in batches]
+
+    alone = draws()
+    assert all(not torch.equal(a, b) for i, a in enumerate(alone) for b in alone[:i])
+    halves = [draws(rank=rank, world_size=2) for rank in range(2)]
+    assert all(not torch.equal(a, b) for a, b in zip(*halves, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("count", "world_size", "sizes"),
+    [
+        (20, 1, [6, 6, 6, 2]),
+        (19, 1, [6, 6, 7]),  # one sample left over joins the batch before it
+        (18, 1, [6, 6, 6]),
+        (21, 2, [6, 6, 9]),  # three left over cannot give two to each of two ranks
+        (22, 2, [6, 6, 6, 4]),
+        (5, 1, [5]),
+        (1, 1, [1]),
+    ],
+)
+def test_a_remainder_too_small_for_batchnorm_joins_the_batch_before(count, world_size, sizes):
+    parts = [make(count=count, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert [len(part) for part in parts] == [len(sizes)] * world_size
+    assert [sum(map(len, ys)) for ys in zip(*map(labels, parts), strict=True)] == sizes
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_each_global_batch(world_size):
+    parts = [make(count=46, batch_size=9, rank=rank, world_size=world_size) for rank in range(world_size)]
+    alone = labels(make(count=46, batch_size=9)) if world_size == 2 else None
+    for step, slices in enumerate(zip(*map(labels, parts), strict=True)):
+        sizes = [len(part) for part in slices]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= 2
+        if alone is not None and step < 4:
+            assert sum(slices, []) == alone[step]
+    assert sorted(sum((sum(labels(part), []) for part in parts), [])) == sorted(list(range(46)) * 1)
+
+
+def test_shares_make_the_mean_of_rank_means_the_global_mean():
+    loss = torch.rand(21, dtype=torch.float64)
+    parts = [make(count=21, batch_size=8, rank=rank, world_size=3) for rank in range(3)]
+    for step, slices in enumerate(zip(*map(labels, parts), strict=True)):
+        everyone = sum(slices, [])
+        weighted = [part.share(step) * loss[ids].mean() for part, ids in zip(parts, slices, strict=True)]
+        assert torch.stack(weighted).mean() == pytest.approx(loss[everyone].mean().item(), abs=1e-12)
+    assert make().share(0) == 1.0
+
+
+def test_a_pass_left_early_counts_as_an_epoch():
+    batches = make()
+    whole = make()
+    epochs = [labels(whole), labels(whole)]
+    assert next(iter(batches))[1].tolist() == epochs[0][0]
+    assert labels(batches) == epochs[1]
+
+
+def test_asking_for_an_iterator_twice_moves_nothing():
+    batches = make()
+    iter(batches)
+    assert labels(batches) == labels(make())
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_restored_position_continues_exactly(stop):
+    def several(batches, count):
+        seen = []
+        while len(seen) < count:
+            for x, y in batches:
+                seen.append((x, y))
+                if len(seen) == count:
+                    break
+        return seen
+
+    whole = several(make(augment="pad_crop_flip"), 12)
+    stopped = make(augment="pad_crop_flip")
+    several(stopped, stop)
+    resumed = make(augment="pad_crop_flip")
+    resumed.load_state_dict(stopped.state_dict())
+    for (x, y), (wanted_x, wanted_y) in zip(several(resumed, 12 - stop), whole[stop:], strict=True):
+        assert torch.equal(x, wanted_x)
+        assert torch.equal(y, wanted_y)
+
+
+def test_a_position_beyond_the_epoch_is_refused():
+    with pytest.raises(ValueError, match=r"within the epoch's 4 batches, got 7.*batch_size"):
+        make().load_state_dict({"epoch": 0, "batch": 7})
+
+
+def test_images_too_few_for_the_ranks_and_batches_of_none_are_refused():
+    with pytest.raises(ValueError, match="each of 3 ranks, got 2 images"):
+        make(count=2, world_size=3)
+    with pytest.raises(ValueError, match="batch size of at least 1, got 0"):
+        make(batch_size=0)
