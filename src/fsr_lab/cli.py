@@ -31,12 +31,14 @@ class Session:
         self.command = shlex.join(["fsr", *argv])
         self.folder: Path | None = None
         self.is_sweep = False
+        self.jobs = 0
         self.exit_code = 0
 
     def job(self, task: Callable[["Session", DictConfig], None]) -> Task:
         """Wrap a verb's task: one failed job of a sweep does not take the others with it."""
 
         def run(cfg: DictConfig) -> None:
+            self.jobs += 1
             try:
                 self._settle()
                 task(self, cfg)
@@ -234,6 +236,8 @@ def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
     finally:
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
+    if args.multirun and not session.jobs:
+        raise ValueError("this sweep has no jobs: a glob matched nothing, or a list is empty")
     if session.is_sweep and session.folder is not None and any(session.folder.glob("**/records/*.json")):
         print_report(session.folder)
 

@@ -56,7 +56,11 @@ def make(request, tmp_path_factory):
         fixed = fixed | {"source": write(folder / "archive.tar.gz")}
 
     def opened(seed=0, **changes):
-        surroundings = {"seed": seed, "paths": {"data": str(folder)}, "dataset": OmegaConf.load(CONF / f"{name}.yaml")}
+        surroundings = {
+            "seed": seed,
+            "paths": {"data": str(folder)},
+            "dataset": OmegaConf.load(CONF / f"{name}.yaml"),
+        }
         config = OmegaConf.create(surroundings).dataset
         config.merge_with({key: str(value) if key == "source" else value for key, value in fixed.items()})
         config.merge_with(changes)
@@ -84,7 +88,12 @@ def test_images_and_labels_are_what_they_should_be(make):
         assert part.x.shape == (len(part.y), channels, height, width)
         assert part.y.dtype == part.ids.dtype == torch.int64
         assert set(part.y.tolist()) == set(range(data.num_classes))
-    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.test_batches()):
+    for loader in (
+        data.train_dataloader(),
+        data.val_dataloader(),
+        data.test_dataloader(),
+        data.test_batches(),
+    ):
         x, y = next(iter(loader))
         assert x.dtype == torch.float32
         assert x.shape[1:] == (channels, height, width)

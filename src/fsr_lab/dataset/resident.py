@@ -15,11 +15,11 @@ _ORDER, _DRAWS = 0, 1  # the two streams of a seed: the epoch's order, a batch's
 class ResidentBatches:
     """One epoch of `(x, y)` after another, each exactly determined by (seed, epoch).
 
-    Iterating is one pass over an epoch. A completed pass moves the epoch on by one, and so does one that was left
-    early; only the first pass after `load_state_dict` starts where the saved one stood. A batch counts as seen
-    once it is handed out, as Lightning needs it to save and restore the middle of an epoch. Before each epoch
-    Lightning also says which one it is, by `set_epoch`: from a checkpoint made at the end of an epoch it restores
-    no position.
+    Iterating is one pass over an epoch. A completed pass moves the epoch on by one, and so does one that was
+    left early; only the first pass after `load_state_dict` starts where the saved one stood. A batch counts
+    as seen once it is handed out, as Lightning needs it to save and restore the middle of an epoch. Before
+    each epoch Lightning also says which one it is, by `set_epoch`: from a checkpoint made at the end of an
+    epoch it restores no position.
 
     The last, partial batch of an epoch is kept. If it has fewer than two samples for each rank it joins the
     batch before it, because BatchNorm in training mode cannot normalise a single sample.

@@ -61,9 +61,13 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
     callbacks = [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
     loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
+    # an empty validation loader would be a warning at every run without a held-out split
+    unvalidated = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
     return cast(
         Trainer,
-        instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()]),
+        instantiate(
+            cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()], **unvalidated
+        ),
     )
 
 
@@ -104,9 +108,9 @@ def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _defenses(cfg: DictConfig) -> dict[str, DefenseBuilder]:
     """Read `defense.at`: a point, a list of points, or {point: extra constructor arguments}."""
-    if not cfg.get("defense"):
-        return {}
     at = OmegaConf.to_container(cfg.defense, resolve=True)["at"]  # type: ignore[index,call-overload]
+    if not at:
+        return {}
     build = instantiate(cfg.defense.module, _convert_="all")
     if isinstance(at, Mapping):
         return {str(point): partial(build, **(extra or {})) for point, extra in at.items()}

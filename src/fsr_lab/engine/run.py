@@ -4,6 +4,7 @@ import gc
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.crafting import judging
 from fsr_lab.core.files import write_atomically, write_text
-from fsr_lab.core.provenance import Provenance
+from fsr_lab.core.provenance import Provenance, state_hash
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
@@ -61,11 +62,7 @@ def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]
         fit_in_ranks(run, ranks_wanted(cfg), fresh=fresh)
     else:
         fit(cfg, run, data, fresh=fresh)
-    records = [
-        record
-        for which in cfg.test_checkpoints
-        if (record := _test(cfg, run, str(which), data, command)) is not None
-    ]
+    records = _test(cfg, run, data, command)
     _keep_samples(cfg, run, data)
     _mark(run, "finished", cfg)
     return records
@@ -141,19 +138,25 @@ def load_records(folder: Path) -> list[EvaluationRecord]:
     return [EvaluationRecord.load(path) for path in sorted((folder / "records").glob("*.json"))]
 
 
-def _test(
-    cfg: DictConfig, run: Path, which: str, data: ImageDataModule, command: str
-) -> EvaluationRecord | None:
-    """Attack one checkpoint; None for a best one where no validation chose it."""
-    if which == "best" and not cfg.dataset.val_size:
-        return None
-    model = build.build_model(cfg)
-    load_weights(model, checkpoint_path(run, which))
-    name = f"{cfg.label} ({which})"
-    print(f"attacking {name}, {build.build_threat(cfg)}", file=sys.stderr, flush=True)
-    record = evaluate_model(cfg, model, data, name=name, command=command, device=_device(cfg))
-    record.save(run / "records", which)
-    return record
+def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> list[EvaluationRecord]:
+    """Attack the kept checkpoints; one that is the same network as another is not attacked twice."""
+    records: dict[str, EvaluationRecord] = {}
+    for which in cfg.test_checkpoints:
+        if which == "best" and not cfg.dataset.val_size:
+            continue  # no validation chose one
+        model = build.build_model(cfg)
+        load_weights(model, checkpoint_path(run, which))
+        name = f"{cfg.label} ({which})"
+        weights = state_hash(model.state_dict())
+        same = next((old for old in records.values() if old.provenance.hashes["weights"] == weights), None)
+        if same is None:
+            print(f"attacking {name}, {build.build_threat(cfg)}", file=sys.stderr, flush=True)
+            record = evaluate_model(cfg, model, data, name=name, command=command, device=_device(cfg))
+        else:
+            record = replace(same, name=name)
+        record.save(run / "records", which)
+        records[which] = record
+    return list(records.values())
 
 
 def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int = 8) -> None:

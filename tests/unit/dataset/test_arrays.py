@@ -35,11 +35,17 @@ def test_both_layouts_and_both_kinds_of_number_become_the_same():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_train": np.full((6, 1, 4, 5), 2.0)}, r"mine: x_train: expected floats in \[0, 1\], got \[2, 2\]; scale"),
+        (
+            {"x_train": np.full((6, 1, 4, 5), 2.0)},
+            r"mine: x_train: expected floats in \[0, 1\], got \[2, 2\]; scale",
+        ),
         ({"x_test": np.full((3, 1, 4, 5), -0.1)}, r"x_test: expected floats in \[0, 1\], got \[-0.1, -0.1\]"),
         ({"x_train": np.full((6, 1, 4, 5), np.nan)}, "x_train: expected numbers, got NaN in image 0"),
         ({"x_train": np.zeros((6, 1, 4, 5), np.int64)}, "expected uint8 or floats in .*, got int64; convert"),
-        ({"x_train": np.zeros((6, 20), np.uint8)}, r"expected images \(N, 1, 4, 5\) .*, got \(6, 20\); correct"),
+        (
+            {"x_train": np.zeros((6, 20), np.uint8)},
+            r"expected images \(N, 1, 4, 5\) .*, got \(6, 20\); correct",
+        ),
         ({"x_train": np.zeros((6, 3, 4, 5), np.uint8)}, r"got \(6, 3, 4, 5\)"),
         ({"x_test": np.zeros((0, 1, 4, 5), np.uint8)}, r"got \(0, 1, 4, 5\)"),
         ({"y_train": np.array([0, 1, 2, 3, 0, 0])}, r"labels in \[0, 3\), got 3 for image 3; correct"),

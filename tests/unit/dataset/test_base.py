@@ -87,7 +87,9 @@ def test_toy_is_learnt_in_a_few_steps(data):
 def test_digits_are_the_bundled_images_enlarged(tmp_path):
     shape = {"name": "digits", "num_classes": 10, "image_shape": (1, 8, 8), "val_size": 144}
     small = opened(Digits(**(COMMON | shape | {"folder": tmp_path / "8", "side": 8})))
-    large = opened(Digits(**(COMMON | shape | {"image_shape": (1, 32, 32), "folder": tmp_path / "32", "side": 32})))
+    large = opened(
+        Digits(**(COMMON | shape | {"image_shape": (1, 32, 32), "folder": tmp_path / "32", "side": 32}))
+    )
     assert len(small.train.y) + len(small.val.y) == 1437
     assert len(small.test.y) == 360
     levels = torch.arange(17) / 16 * 255
@@ -158,7 +160,9 @@ def test_text_is_its_arguments(data):
 
 def test_it_must_be_opened_first(tmp_path):
     data = toy(tmp_path)
-    with pytest.raises(RuntimeError, match=r"dataset toy is not open; call prepare_data\(\) and setup\(\) first"):
+    with pytest.raises(
+        RuntimeError, match=r"dataset toy is not open; call prepare_data\(\) and setup\(\) first"
+    ):
         data.train_dataloader()
     with pytest.raises(FileNotFoundError, match="run: fsr prepare dataset=toy"):
         data.setup()
@@ -167,7 +171,10 @@ def test_it_must_be_opened_first(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 1}, "batch_size of at least 2, got 1: BatchNorm cannot normalise a training batch of one"),
+        (
+            {"batch_size": 1},
+            "batch_size of at least 2, got 1: BatchNorm cannot normalise a training batch of one",
+        ),
         ({"eval_batch_size": 0}, "eval_batch_size of at least 1, got 0"),
         ({"augment": "flip_pad"}, "no augmentation named 'flip_pad'"),
         ({"image_shape": [8, 8]}, r"image_shape \(channels, height, width\), got \(8, 8\)"),
@@ -181,8 +188,14 @@ def test_values_that_cannot_work_are_refused_at_once(changes, message, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_shape": [3, 9, 9]}, r"toy as prepared: expected images \(3, 9, 9\) of 4 .*, got \(3, 8, 8\) of 4"),
-        ({"num_classes": 5}, "of 5 classes, got .* of 4; correct the config, or run: fsr prepare dataset=toy force"),
+        (
+            {"image_shape": [3, 9, 9]},
+            r"toy as prepared: expected images \(3, 9, 9\) of 4 .*, got \(3, 8, 8\) of 4",
+        ),
+        (
+            {"num_classes": 5},
+            "of 5 classes, got .* of 4; correct the config, or run: fsr prepare dataset=toy force",
+        ),
         ({"val_size": 3}, "at least one image of each of 4 classes, got 3"),
         ({"val_size": 320}, "val_size of at most 316 of 320, got 320"),
     ],

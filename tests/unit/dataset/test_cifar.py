@@ -3,22 +3,23 @@
 import io
 import pickle
 import tarfile
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10 as Official
+from torchvision import datasets as official
 
 from fsr_lab.dataset import cifar
 from fsr_lab.dataset.cifar import CIFAR10
 
-TRAIN = [name for name, _ in Official.train_list]
-TEST = [name for name, _ in Official.test_list]
+TRAIN = [name for name, _ in official.CIFAR10.train_list]
+TEST = [name for name, _ in official.CIFAR10.test_list]
 
 
 class Python2Pickler(pickle._Pickler):
     """Writes byte strings and text as Python 2 did: both as its one kind of string."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_string(self, value):
         data = value.encode("latin1") if isinstance(value, str) else value
@@ -54,14 +55,19 @@ def images(seed, count=20):
 def batch(seed):
     x, y = images(seed)
     rows = np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), -1))
-    return {"batch_label": "one of six", "labels": y.tolist(), "data": RawArray(rows), "filenames": ["a.png"] * 20}
+    return {
+        "batch_label": "one of six",
+        "labels": y.tolist(),
+        "data": RawArray(rows),
+        "filenames": ["a.png"] * 20,
+    }
 
 
 def members():
     return {name: python2_pickle(batch(seed)) for seed, name in enumerate(TRAIN + TEST)}
 
 
-def archive(path, files, base=Official.base_folder):
+def archive(path, files, base=official.CIFAR10.base_folder):
     with tarfile.open(path, "w:gz") as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(f"{base}/{name}")
@@ -102,7 +108,9 @@ def test_archive_folder_and_npz_give_the_same_images(tmp_path):
         extracted(tmp_path / "cifar-10-batches-py", members()),
         npz(tmp_path / "cifar10.npz"),
     )
-    hashes = {opened(cifar10(tmp_path / str(place), source)).data_hash for place, source in enumerate(sources)}
+    hashes = {
+        opened(cifar10(tmp_path / str(place), source)).data_hash for place, source in enumerate(sources)
+    }
     assert len(hashes) == 1
     data = opened(cifar10(tmp_path / "0", sources[0]))
     x, y = images(5)
@@ -114,14 +122,14 @@ def test_archive_folder_and_npz_give_the_same_images(tmp_path):
 
 def test_an_archive_in_the_data_folder_is_used_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "download", None)
-    archive(tmp_path / Official.filename, members())
+    archive(tmp_path / official.CIFAR10.filename, members())
     assert len(opened(cifar10(tmp_path, None)).test.y) == 20
 
 
 def test_without_anything_the_official_source_is_asked_then_the_mirror(tmp_path, monkeypatch):
     def download(urls, target, *, md5, offline):
-        assert urls == [Official.url, cifar.MIRROR]
-        assert md5 == Official.tgz_md5
+        assert urls == [official.CIFAR10.url, cifar.MIRROR]
+        assert md5 == official.CIFAR10.tgz_md5
         assert offline == "dataset.source=/path/to/cifar10.npz or the official archive"
         archive(target, members())
         return urls[1]
@@ -134,7 +142,9 @@ def test_anything_but_the_true_images_is_refused_unless_told_otherwise(tmp_path)
     for source in (archive(tmp_path / "a.tar.gz", members()), extracted(tmp_path / "batches", members())):
         with pytest.raises(ValueError, match=r"data_batch_1 of .* is not CIFAR-10's: expected md5 c99cafc1"):
             cifar10(tmp_path, source, verify=True).prepare()
-    with pytest.raises(ValueError, match=r"x_train of .*npz is not CIFAR-10's: expected sha256 47af8b02.*verify=false"):
+    with pytest.raises(
+        ValueError, match=r"x_train of .*npz is not CIFAR-10's: expected sha256 47af8b02.*verify=false"
+    ):
         cifar10(tmp_path, npz(tmp_path / "a.npz"), verify=True).prepare()
 
 
@@ -153,7 +163,9 @@ class CraftedInside(Crafted):
 def test_a_pickle_that_would_run_code_is_refused(crafted, protocol, tmp_path, capsys):
     bad = members() | {"data_batch_3": pickle.dumps(crafted, protocol)}
     for source in (archive(tmp_path / "a.tar.gz", bad), extracted(tmp_path / "batches", bad)):
-        with pytest.raises(ValueError, match=r"data_batch_3 of .*a pickle that would load .*(print|eval) \(refused\)"):
+        with pytest.raises(
+            ValueError, match=r"data_batch_3 of .*a pickle that would load .*(print|eval) \(refused\)"
+        ):
             cifar10(tmp_path, source).prepare()
     assert capsys.readouterr().out == ""
 
@@ -162,11 +174,23 @@ def test_a_pickle_that_would_run_code_is_refused(crafted, protocol, tmp_path, ca
     ("change", "message"),
     [
         ({"data_batch_2": b""}, "data_batch_2 of .*: expected pickled data and labels"),
-        ({"data_batch_2": b"\x80\x02}q\x01."}, "data_batch_2 of .*: expected pickled data and labels, got 'data'"),
+        (
+            {"data_batch_2": b"\x80\x02}q\x01."},
+            "data_batch_2 of .*: expected pickled data and labels, got 'data'",
+        ),
         ({"data_batch_2": python2_pickle([1])}, "data_batch_2 of .*: expected pickled data and labels"),
-        ({"test_batch": python2_pickle(batch(0) | {"labels": [1]})}, r"\(N, 3072\) data and N labels, got \(20, 3072\)"),
-        ({"test_batch": python2_pickle(batch(0) | {"data": [1]})}, r"\(N, 3072\) data and N labels, got \(1,\)"),
-        ({"test_batch": python2_pickle(batch(0) | {"labels": [11] * 20})}, r"labels in \[0, 10\), got 11 for image 0"),
+        (
+            {"test_batch": python2_pickle(batch(0) | {"labels": [1]})},
+            r"\(N, 3072\) data and N labels, got \(20, 3072\)",
+        ),
+        (
+            {"test_batch": python2_pickle(batch(0) | {"data": [1]})},
+            r"\(N, 3072\) data and N labels, got \(1,\)",
+        ),
+        (
+            {"test_batch": python2_pickle(batch(0) | {"labels": [11] * 20})},
+            r"labels in \[0, 10\), got 11 for image 0",
+        ),
     ],
 )
 def test_damaged_batches_are_refused_in_one_line(change, message, tmp_path):
@@ -183,7 +207,9 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.tar.gz").write_bytes(b"<html>try again later</html>")
     archive(tmp_path / "elsewhere.tar.gz", members(), base="../outside")
     for name in ("half", "text", "elsewhere"):
-        with pytest.raises(ValueError, match=rf"{name}.tar.gz is damaged: expected the official archive") as caught:
+        with pytest.raises(
+            ValueError, match=rf"{name}.tar.gz is damaged: expected the official archive"
+        ) as caught:
             cifar10(tmp_path, tmp_path / f"{name}.tar.gz").prepare()
         assert "\n" not in str(caught.value)
     assert not (tmp_path.parent / "outside").exists()
@@ -192,7 +218,7 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path):
 def test_a_member_that_is_a_link_or_far_too_large_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "link.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
-        link = tarfile.TarInfo(f"{Official.base_folder}/data_batch_1")
+        link = tarfile.TarInfo(f"{official.CIFAR10.base_folder}/data_batch_1")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with pytest.raises(ValueError, match="expected data_batch_1 to be a file of at most"):
@@ -216,6 +242,8 @@ def test_a_damaged_npz_is_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "short.npz", x_train=np.zeros(3))
     npz(tmp_path / "object.npz", y_test=np.array([Crafted()], dtype=object))
     for name in ("half", "short", "object"):
-        with pytest.raises(ValueError, match=rf"{name}.npz is damaged: expected arrays x_train, .*replace") as caught:
+        with pytest.raises(
+            ValueError, match=rf"{name}.npz is damaged: expected arrays x_train, .*replace"
+        ) as caught:
             cifar10(tmp_path, tmp_path / f"{name}.npz").prepare()
         assert "\n" not in str(caught.value)

@@ -150,7 +150,7 @@ def test_a_full_disk_ends_at_once_and_leaves_nothing(server, target, monkeypatch
         return FullDisk()
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(OSError, match="no space left on the disk of .*: free some and run again") as caught:
+    with pytest.raises(OSError, match=r"no space left on the disk of .*: free some and run again") as caught:
         fetch(server, target, "/whole", "/old")
     assert caught.value.errno == errno.ENOSPC
     assert len(server.asked) == 1

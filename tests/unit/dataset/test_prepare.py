@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from fsr_lab.core import files
 from fsr_lab.dataset.arrays import Arrays
 from fsr_lab.dataset.prepare import load_prepared, prepare
 
@@ -115,7 +114,9 @@ def test_a_truncated_file_is_refused(tmp_path):
     path = make(tmp_path)
     size = path.stat().st_size
     os.truncate(path, size // 2)
-    message = rf"mine.pt is damaged: expected {size} bytes, got {size // 2}; run: fsr prepare dataset=mine force=true"
+    message = (
+        f"mine.pt is damaged: expected {size} bytes, got {size // 2}; run: fsr prepare dataset=mine force"
+    )
     with pytest.raises(ValueError, match=message) as caught:
         load_prepared("mine", tmp_path)
     assert "\n" not in str(caught.value)
@@ -124,7 +125,9 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_a_tampered_file_is_refused(tmp_path):
     path = make(tmp_path)
     changed(path)
-    with pytest.raises(ValueError, match=r"mine.pt was changed: expected x_train \w{12}, got \w{12}.*force=true"):
+    with pytest.raises(
+        ValueError, match=r"mine.pt was changed: expected x_train \w{12}, got \w{12}.*force=true"
+    ):
         load_prepared("mine", tmp_path)
     make(tmp_path, force=True)
     load_prepared("mine", tmp_path)
@@ -133,7 +136,9 @@ def test_a_tampered_file_is_refused(tmp_path):
 def test_a_file_that_is_no_longer_one_of_ours_is_refused(tmp_path):
     path = make(tmp_path)
     path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(ValueError, match=r"mine.pt is damaged: expected a prepared file, got .*force=true") as caught:
+    with pytest.raises(
+        ValueError, match=r"mine.pt is damaged: expected a prepared file, got .*force=true"
+    ) as caught:
         load_prepared("mine", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -171,20 +176,15 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
         def __init__(self, stream):
             self.stream, self.room = stream, 4096
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.stream.close()
-
         def write(self, data):
             self.room -= memoryview(data).nbytes
             if self.room < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return self.stream.write(data)
 
-    monkeypatch.setattr(files, "open", lambda path, mode: FullDisk(open(path, mode)), raising=False)
-    with pytest.raises(OSError, match="no space left on the disk of .*: free some and run again") as caught:
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda tensors, stream: save(tensors, FullDisk(stream)))
+    with pytest.raises(OSError, match=r"no space left on the disk of .*: free some and run again") as caught:
         make(tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert not any(path.suffix != ".lock" for path in tmp_path.iterdir())

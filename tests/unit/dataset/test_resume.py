@@ -34,7 +34,7 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -50,18 +50,25 @@ class KillAfter(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.step:
-            raise Killed
+            raise KilledError
 
 
 def batches(*, shuffle):
-    images = torch.randint(256, (COUNT, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    images = torch.randint(
+        256, (COUNT, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
     augment = "pad_crop_flip" if shuffle else "none"
     arguments = {"batch_size": BATCH_SIZE, "seed": 0, "augment": augment, "device": "cpu", "shuffle": shuffle}
     return ResidentBatches(images=images, labels=torch.arange(COUNT), **arguments)
 
 
 def trainer(folder, *callbacks, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     saving = {"enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks)}
     options = quiet | saving | {"max_epochs": EPOCHS, "use_distributed_sampler": False} | options
     return lightning.Trainer(default_root_dir=folder, callbacks=list(callbacks), **options)
@@ -71,7 +78,7 @@ def fit(running, **resume):
     module = Recorder()
     try:
         running.fit(module, batches(shuffle=True), batches(shuffle=False), **resume)
-    except Killed:
+    except KilledError:
         module.killed = True
     return module
 

@@ -14,7 +14,11 @@ def labels(*sizes):
     [
         ((100, 100, 100), 30, [10, 10, 10]),
         ((300, 200, 100), 60, [30, 20, 10]),
-        ((500, 2, 498), 100, [49, 1, 50]),  # a rare class is there all the same; the remainders decide the rest
+        (
+            (500, 2, 498),
+            100,
+            [49, 1, 50],
+        ),  # a rare class is there all the same; the remainders decide the rest
         ((10, 10), 2, [1, 1]),
         ((10, 10), 18, [9, 9]),
     ],
