@@ -45,6 +45,7 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _observe(model: nn.Module, example: Tensor) -> list[Pair]:
+    uses = _Uses()
     produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds the tensors, so that no id is used twice
     calls: Counter[nn.Module] = Counter()
     met: list[tuple[int, nn.BatchNorm2d]] = []
@@ -53,6 +54,7 @@ def _observe(model: nn.Module, example: Tensor) -> list[Pair]:
         assert isinstance(conv, nn.Conv2d)
         calls[conv] += 1
         produced[id(output)] = (conv, output)
+        uses.count[id(output)] = 0  # an earlier tensor, gone by now, may have had this id
 
     def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, nn.BatchNorm2d)
@@ -60,7 +62,6 @@ def _observe(model: nn.Module, example: Tensor) -> list[Pair]:
         if id(inputs[0]) in produced:
             met.append((id(inputs[0]), norm))
 
-    uses = _Uses()
     handles = []
     for module in model.modules():
         if type(module) is nn.Conv2d:
