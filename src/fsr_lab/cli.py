@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -92,7 +92,7 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
         raise ValueError("expected one of run=DIR (a run of fsr train) and weights=FILE, got both or neither")
     name = cfg.label
     if cfg.run is not None:
-        cfg, path = with_run(cfg, HydraConfig.get().overrides.task)
+        cfg, path = with_run(cfg, list(HydraConfig.get().overrides.task))
         name = name or f"{cfg.label} ({cfg.checkpoint})"
     else:
         path = Path(cfg.weights)
@@ -136,7 +136,7 @@ def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Pat
     run = Path(cfg.run)
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run} is not a run of fsr train: it has no {CONFIG}")
-    stored = OmegaConf.load(run / CONFIG)
+    stored = cast(DictConfig, OmegaConf.load(run / CONFIG))
     given = [text.lstrip("+").partition("=") for text in overrides]
     groups = {key for key, _, _ in given}
     values = [f"{key}={value}" for key, _, value in given if "." in key and "@" not in key]
@@ -144,9 +144,11 @@ def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Pat
     for section in ("model", "dataset", "defense", "threat"):
         if section not in groups:
             cfg[section] = stored[section]
-    cfg.dataset.folder = cfg.paths.data  # the stored one is of the machine and folder that trained
+    if "dataset" not in groups:  # the data may have moved since, with paths.data
+        cfg.dataset.folder = str(Path(cfg.paths.data) / Path(stored.dataset.folder).relative_to(stored.paths.data))
     cfg.label = cfg.label or stored.label
-    return OmegaConf.merge(cfg, OmegaConf.from_dotlist(values)), checkpoints.checkpoint_path(run, cfg.checkpoint)  # type: ignore[return-value]
+    merged = cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(values)))
+    return merged, checkpoints.checkpoint_path(run, cfg.checkpoint)
 
 
 def draw_run(run: Path, *, title: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fsr_lab.core.folding import folded, foldable_pairs
+from fsr_lab.core.folding import foldable_pairs, folded
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Classifier
 
@@ -126,11 +126,11 @@ def _rewritten(model: nn.Module, policy: Policy, example: Tensor | None) -> Iter
             for name, value in weights.items():
                 module._parameters[name] = None if value is None else nn.Parameter(value, requires_grad=False)
         for _, norm in pairs:
-            norm.forward = _identity  # type: ignore[method-assign]
+            vars(norm)["forward"] = _identity
         yield
     finally:
         for _, norm in pairs:
-            del norm.forward
+            vars(norm).pop("forward", None)
         for module, parameters in originals:
             module._parameters.update(parameters)
 

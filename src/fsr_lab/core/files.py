@@ -28,9 +28,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except OSError as err:
         if err.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC, f"no space left on the disk of {path.parent}: free some and run again"
-            ) from err
+            raise OSError(errno.ENOSPC, f"no space left on the disk of {path.parent}: free some and run again") from err
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,12 +10,12 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y."""
+    """Return -log p_y."""
     return functional.cross_entropy(_full(logits), y, reduction="none")
 
 
 def kl(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(p || q) in nats, p from `target_logits`, q from `logits`; gradients flow through both.
+    """Return KL(p || q) in nats, p from `target_logits`, q from `logits`; gradients flow through both.
 
     Source: TRADES (Zhang et al., 2019, arXiv:1901.08573), Eq. 5's regulariser.
     """
@@ -24,19 +24,19 @@ def kl(target_logits: Tensor, logits: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """z_y minus the largest other logit: positive exactly where the prediction is right."""
+    """Return z_y minus the largest other logit: positive exactly where the prediction is right."""
     logits = _full(logits)
     true = logits.gather(1, y[:, None]).squeeze(1)
     return true - _without(logits, y).amax(1)
 
 
 def most_likely_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """The most likely class that is not y, (N,) int64: y' of FSR, k* of MART. Never equals y."""
+    """Return the most likely class that is not y, (N,) int64: y' of FSR, k* of MART."""
     return _without(logits.detach(), y).argmax(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio: -(z_y - max other) / (z_(1) - z_(3)), scale-free.
+    """Return the difference of logits ratio: -(z_y - max other) / (z_(1) - z_(3)), scale-free.
 
     Source: AutoAttack (Croce and Hein, 2020, arXiv:2003.01690), Eq. 6.
 
@@ -48,7 +48,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2); source: as `dlr`, Eq. 7.
+    """Return -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2); source: as `dlr`, Eq. 7.
 
     Raises:
         ValueError: fewer than four classes.
@@ -60,7 +60,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y - log(1.0001 - max wrong p + 1e-12).
+    """Return -log p_y - log(1.0001 - max wrong p + 1e-12).
 
     Source: MART (Wang et al., 2020), Eq. 8; both constants are the released code's and bound the second term.
     """
@@ -73,7 +73,7 @@ def _full(logits: Tensor) -> Tensor:
 
 
 def _without(values: Tensor, y: Tensor) -> Tensor:
-    """Values with the true class out of reach of any maximum."""
+    """Return values with the true class out of reach of any maximum."""
     return values.masked_fill(functional.one_hot(y, values.shape[1]).bool(), -torch.inf)
 
 

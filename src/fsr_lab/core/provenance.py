@@ -1,6 +1,5 @@
 """Where a number comes from: code, versions, data, weights, machine."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -9,8 +8,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
-
-import torch
 
 PACKAGES = ("fsr-lab", "torch", "torchvision", "lightning", "hydra-core", "numpy")
 
@@ -51,15 +48,6 @@ class Provenance:
         return asdict(self)
 
 
-def state_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """Return 16 hex digits that change with any name, shape, type or value of a state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _revision() -> tuple[str, bool]:
     """Commit and dirty flag of the tree this package runs from; an installed wheel has none."""
     folder = Path(__file__).parent
@@ -87,6 +75,8 @@ def _versions() -> dict[str, str]:
 
 
 def _host() -> dict[str, str]:
+    import torch  # here, so that reading a record needs no torch
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
         "processor": _processor(),

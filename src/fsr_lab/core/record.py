@@ -89,7 +89,8 @@ class EvaluationRecord:
         row = self.outcome[self.attacks.index(attack)]
         if (row == NOT_RUN).any():
             raise ValueError(f"{attack!r} was not run on every sample: ask for worst_case")
-        return row == CORRECT
+        withstood: NDArray[np.bool_] = row == CORRECT
+        return withstood
 
     def worst_case(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Return (N,) whether each sample withstood all of the named attacks; Eq. 6 for `PAPER_FOUR`."""
@@ -97,7 +98,8 @@ class EvaluationRecord:
             if name not in self.attacks:
                 raise ValueError(unknown("attack in this record", name, self.attacks))
         rows = self.outcome[[self.attacks.index(name) for name in names]]
-        return ~(rows == WRONG).any(axis=0)
+        withstood: NDArray[np.bool_] = ~(rows == WRONG).any(axis=0)
+        return withstood
 
     def save(self, folder: Path, stem: str) -> Path:
         """Write `<stem>.npz` (arrays) and then `<stem>.json` (the rest), each whole or not at all."""

@@ -1,13 +1,18 @@
-"""The threat set: which perturbed images count as the same image."""
+"""The threat set: which perturbed images count as the same image.
+
+Tensors make tensors here: without importing torch, records and tables load without it.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.units import as_fraction, fraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Norm = Literal["linf", "l2"]
 
@@ -50,9 +55,9 @@ class Threat:
     def random_start(self, x: Tensor) -> Tensor:
         """Return a point drawn uniformly from the ball around each image, clipped to [0, 1]."""
         if self.norm == "linf":
-            return (x + torch.empty_like(x).uniform_(-self.eps, self.eps)).clamp(0, 1)
-        direction = torch.randn_like(x)
-        radius = torch.rand(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+            return (x + x.new_empty(x.shape).uniform_(-self.eps, self.eps)).clamp(0, 1)
+        direction = x.new_empty(x.shape).normal_()
+        radius = x.new_empty(len(x), *[1] * (x.ndim - 1)).uniform_()
         radius = self.eps * radius ** (1 / x[0].numel())
         return (x + radius * direction / _l2(direction)).clamp(0, 1)
 
@@ -65,9 +70,11 @@ class Threat:
     def measure(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return each perturbation's size in the norm, (N,), computed in float64."""
         delta = (x_adv.double() - x.double()).flatten(1)
-        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+        size: Tensor = delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+        return size
 
 
 def _l2(delta: Tensor) -> Tensor:
     """L2 norm per sample, shaped (N, 1, 1, 1) to broadcast."""
-    return delta.flatten(1).norm(dim=1).reshape(-1, *[1] * (delta.ndim - 1))
+    length: Tensor = delta.flatten(1).norm(dim=1)
+    return length.reshape(-1, *[1] * (delta.ndim - 1))

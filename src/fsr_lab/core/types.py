@@ -114,9 +114,7 @@ class Defended(Protocol):
 
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward: ...
 
-    def attack_terms(
-        self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss
-    ) -> Tensor | None: ...
+    def attack_terms(self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss) -> Tensor | None: ...
 
     def auxiliary_losses(
         self, adv: Forward, y: Tensor, *, clean: Forward | None = None, criterion: Criterion

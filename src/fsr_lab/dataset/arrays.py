@@ -69,9 +69,7 @@ def _images(x: Array, where: str, shape: tuple[int, int, int]) -> Array:
 
 def _levels(x: Array, where: str) -> Array:
     if np.isnan(x).any():
-        raise ValueError(
-            f"{where}: expected numbers, got NaN in image {np.argwhere(np.isnan(x))[0, 0]}; remove it"
-        )
+        raise ValueError(f"{where}: expected numbers, got NaN in image {np.argwhere(np.isnan(x))[0, 0]}; remove it")
     if x.min() < 0 or x.max() > 1:
         raise ValueError(
             f"{where}: expected floats in [0, 1], got [{x.min():g}, {x.max():g}]; "
@@ -82,9 +80,7 @@ def _levels(x: Array, where: str) -> Array:
 
 def _labels(y: Array, where: str, count: int, num_classes: int) -> Array:
     if y.shape != (count,):
-        raise ValueError(
-            f"{where}: expected a label for each of {count} images, got {y.shape}; mend the source"
-        )
+        raise ValueError(f"{where}: expected a label for each of {count} images, got {y.shape}; mend the source")
     if not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"{where}: expected integer labels, got {y.dtype}; convert them first")
     wrong = np.flatnonzero((y < 0) | (y >= num_classes))

@@ -62,9 +62,7 @@ class CIFAR10(ImageDataModule):
         archive = self.folder / official.CIFAR10.filename
         source, origin = self.source or archive, str(self.source or archive)
         if self.source is None and not archive.exists():
-            origin = download(
-                [official.CIFAR10.url, MIRROR], archive, md5=official.CIFAR10.tgz_md5, offline=OFFLINE
-            )
+            origin = download([official.CIFAR10.url, MIRROR], archive, md5=official.CIFAR10.tgz_md5, offline=OFFLINE)
         if not source.exists():
             raise FileNotFoundError(f"{source} does not exist; give {OFFLINE}")
         if source.suffix == ".npz":
@@ -140,9 +138,7 @@ def _batch(data: bytes, name: str, md5: str | None) -> tuple[Array, Array]:
     except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError) as err:
         raise ValueError(f"{name}: expected pickled data and labels, got {err}; replace it") from err
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.shape[1] != 3 * 32 * 32 or y.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name}: expected (N, 3072) data and N labels, got {np.shape(x)}, {y.shape}; replace it"
-        )
+        raise ValueError(f"{name}: expected (N, 3072) data and N labels, got {np.shape(x)}, {y.shape}; replace it")
     return x.reshape(-1, 3, 32, 32), y
 
 

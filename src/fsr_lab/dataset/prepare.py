@@ -151,9 +151,7 @@ def _verify(target: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, st
     for key, expected in hashes.items():
         got = _sha256(tensors[key])
         if got != expected:
-            raise ValueError(
-                f"{target} was changed: expected {key} {expected[:12]}, got {got[:12]} (sha256); {cure}"
-            )
+            raise ValueError(f"{target} was changed: expected {key} {expected[:12]}, got {got[:12]} (sha256); {cure}")
 
 
 def _sha256(tensor: Tensor) -> str:

@@ -38,9 +38,7 @@ def stratified(y: Tensor, count: int, num_classes: int, *, seed: int) -> Tensor:
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
     if count < num_classes:
-        raise ValueError(
-            f"expected val_size 0 or at least one image of each of {num_classes} classes, got {count}"
-        )
+        raise ValueError(f"expected val_size 0 or at least one image of each of {num_classes} classes, got {count}")
     sizes = torch.bincount(y, minlength=num_classes)
     if count > len(y) - num_classes:
         raise ValueError(f"expected val_size of at most {len(y) - num_classes} of {len(y)}, got {count}")
@@ -50,9 +48,7 @@ def stratified(y: Tensor, count: int, num_classes: int, *, seed: int) -> Tensor:
     take[by_remainder[: count - int(take.sum())]] += 1
     emptied = (take >= sizes).nonzero().flatten().tolist()
     if emptied:
-        raise ValueError(
-            f"expected val_size to leave images of every class, got {count}: none of {emptied} is left"
-        )
+        raise ValueError(f"expected val_size to leave images of every class, got {count}: none of {emptied} is left")
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in range(num_classes):

@@ -40,7 +40,7 @@ def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
     """Build the LightningModule that trains a model."""
     modifiers = [cast(Modifier, instantiate(node)) for node in (cfg.get("modifier") or {}).values()]
     return RobustClassifier(
-        model=model.to(memory_format=torch.channels_last) if cfg.channels_last else model,  # type: ignore[call-overload]
+        model=model.to(memory_format=torch.channels_last) if cfg.channels_last else model,
         strategy=build_strategy(cfg),
         val_attack=instantiate(cfg.val_attack, _convert_="all"),
         optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
@@ -99,7 +99,7 @@ def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
         out = module.strategy(cast(Any, model), x, y, Progress(0, 1, 0))
         loss = torch.stack(list(out.losses.values())).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         return loss.detach()
 
@@ -114,7 +114,7 @@ def _defenses(cfg: DictConfig) -> dict[str, DefenseBuilder]:
     build = instantiate(cfg.defense.module, _convert_="all")
     if isinstance(at, Mapping):
         return {str(point): partial(build, **(extra or {})) for point, extra in at.items()}
-    return {point: build for point in ([at] if isinstance(at, str) else at)}
+    return dict.fromkeys([at] if isinstance(at, str) else at, build)
 
 
 def _without(node: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:

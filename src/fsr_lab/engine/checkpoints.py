@@ -54,7 +54,8 @@ def read_safely(path: Path) -> Any:
             "run code; ask its author for a plain state dict or safetensors"
         ) from err
     except (RuntimeError, EOFError, OSError, ValueError) as err:
-        raise ValueError(f"{path} is not a whole checkpoint ({str(err).splitlines()[0]}); fetch or train it again") from err
+        reason = str(err).partition("\n")[0]
+        raise ValueError(f"{path} is not a whole checkpoint ({reason}); fetch or train it again") from err
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -37,6 +37,8 @@ class RobustClassifier(LightningModule):
         seed: every step draws from (seed, step, rank), so that a resume in mid-epoch is exact.
     """
 
+    diverged_at: Tensor
+
     def __init__(
         self,
         *,
@@ -82,7 +84,7 @@ class RobustClassifier(LightningModule):
         return loss * self._share(batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (self.global_step % self.trainer.log_every_n_steps) == 0:
+        if (self.global_step % self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self.stop_if_diverged()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +113,7 @@ class RobustClassifier(LightningModule):
         Raises:
             TrainingDivergedError: names the step.
         """
-        step = int(self.diverged_at)  # type: ignore[arg-type]
+        step = int(self.diverged_at)
         if step >= 0:
             raise TrainingDivergedError(
                 f"the loss was not finite at step {step} (epoch {self.current_epoch}); the last good checkpoint "
@@ -122,16 +124,17 @@ class RobustClassifier(LightningModule):
         optimizer = self.build_optimizer(self.model.parameters())
         if self.build_scheduler is None:
             return optimizer
-        total = {"total_steps": int(self.trainer.estimated_stepping_batches)} if self.scheduler_interval == "step" else {}
-        schedule = {"scheduler": self.build_scheduler(optimizer, **total), "interval": self.scheduler_interval}
+        total = int(self.trainer.estimated_stepping_batches)
+        told = {"total_steps": total} if self.scheduler_interval == "step" else {}
+        schedule = {"scheduler": self.build_scheduler(optimizer, **told), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _flag(self, loss: Tensor) -> None:
-        bad = ~loss.detach().isfinite() & (self.diverged_at < 0)  # type: ignore[operator]
-        self.diverged_at = torch.where(bad, self.global_step, self.diverged_at)  # type: ignore[arg-type]
+        bad = ~loss.detach().isfinite() & (self.diverged_at < 0)
+        self.diverged_at = torch.where(bad, self.global_step, self.diverged_at)
 
     def _share(self, batch_idx: int) -> float:
-        """This rank's weight under DDP's plain average; 1 in one process and for loaders that do not tell."""
+        """Return this rank's weight under DDP's plain average; 1 in one process and for loaders that do not tell."""
         share = getattr(self.trainer.train_dataloader, "share", None)
         return 1.0 if share is None else float(share(batch_idx))
 

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.crafting import judging
 from fsr_lab.core.files import write_atomically, write_text
-from fsr_lab.core.provenance import Provenance, state_hash
+from fsr_lab.core.hashing import state_hash
+from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
@@ -26,8 +27,10 @@ from fsr_lab.evaluation.run import evaluate
 from fsr_lab.model.defended import DefendedModel
 
 CONFIG, STATUS, SAMPLES = "config.yaml", "status.json", "samples.npz"
-UNCOMPARED = ("callback", "chunk", "evaluation", "label", "logger", "paths", "resume", "test_checkpoints", "test_samples",
-              "trainer")  # fmt: skip
+UNCOMPARED = (
+    "callback", "chunk", "claim", "evaluation", "label", "logger", "paths", "resume", "test_checkpoints",
+    "test_samples", "trainer",
+)  # fmt: skip
 """Parts of a config that may change when a run is continued."""
 
 
@@ -173,8 +176,10 @@ def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int 
     x_adv = attack(model, x, y)
     with judging(model) as deployed:
         predictions = [deployed(images).argmax(1).numpy() for images in (x, x_adv)]
-    arrays = {"clean": x.numpy(), "adversarial": x_adv.numpy(), "labels": y.numpy(), "attack": np.array(name),
-              "predicted_clean": predictions[0], "predicted_adversarial": predictions[1]}  # fmt: skip
+    arrays: dict[str, Any] = {
+        "clean": x.numpy(), "adversarial": x_adv.numpy(), "labels": y.numpy(), "attack": np.array(name),
+        "predicted_clean": predictions[0], "predicted_adversarial": predictions[1],
+    }  # fmt: skip
     write_atomically(run / SAMPLES, lambda stream: np.savez_compressed(stream, **arrays))
 
 

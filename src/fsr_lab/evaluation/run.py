@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fsr_lab.callback.progress import track
 from fsr_lab.core.crafting import judging
+from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.losses import margin
-from fsr_lab.core.provenance import Provenance, state_hash
+from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import CLEAN, EvaluationRecord
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Classifier
@@ -101,9 +102,7 @@ def evaluate(
     )
 
 
-def run_cell(
-    model: Counted, attack: Attack, name: str, x: Tensor, y: Tensor, *, threat: Threat, seed: int
-) -> Cell:
+def run_cell(model: Counted, attack: Attack, name: str, x: Tensor, y: Tensor, *, threat: Threat, seed: int) -> Cell:
     """Run one attack on one chunk and judge it: float32, autocast off, the deployed model."""
     devices = [] if x.device.type == "cpu" else [x.device]
     with torch.random.fork_rng(devices=devices, device_type="cuda" if not devices else x.device.type):

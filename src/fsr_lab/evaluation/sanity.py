@@ -35,7 +35,7 @@ def check_labels(y: Tensor, num_classes: int) -> None:
     """
     if y.dtype != torch.int64 or y.ndim != 1:
         raise ValueError(f"expected int64 labels (N,), got {tuple(y.shape)} of {y.dtype}")
-    if len(y) and not (0 <= int(y.min()) and int(y.max()) < num_classes):
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= num_classes):
         raise ValueError(
             f"expected labels in [0, {num_classes}), got {int(y.min())} to {int(y.max())}; "
             "the network has too few outputs, or the labels are of another data set"
@@ -50,7 +50,8 @@ def check_logits(logits: object, count: int) -> Tensor:
         ValueError: wrong shape, or NaN or infinity.
     """
     if not isinstance(logits, Tensor):
-        raise TypeError(f"expected the model to return logits, got {type(logits).__name__}; wrap it to return one tensor")
+        kind = type(logits).__name__
+        raise TypeError(f"expected the model to return logits, got {kind}; wrap it to return one tensor")
     if logits.ndim != 2 or len(logits) != count:
         raise ValueError(f"expected logits of shape ({count}, K), got {tuple(logits.shape)}")
     if not logits.isfinite().all():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fsr_lab.core.defense import FeatureDefense
 from fsr_lab.core.route import Route
 from fsr_lab.core.suggest import unknown
-from fsr_lab.core.types import Criterion, FeatureShape, Forward, SampleLoss
+from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward, SampleLoss
 from fsr_lab.model import tape
 from fsr_lab.model.points import find_module, inspect_points, parse_point
 
@@ -129,9 +129,7 @@ class DefendedModel(nn.Module):
             for name, value in defense.auxiliary_loss(adv, y, point, clean=clean, criterion=criterion).items()
         }
 
-    def attack_terms(
-        self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss
-    ) -> Tensor | None:
+    def attack_terms(self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss) -> Tensor | None:
         """Return (N,) what crafting raises besides the logits' loss, meant over sites of one class; or None."""
         total: Tensor | None = None
         for point, defense in self.defenses.items():
@@ -206,9 +204,10 @@ class Tap(nn.Module):
         """Run the defence as the open tape says, and file what it gives."""
         open_tape = tape.current()
         if open_tape is None:
-            return self.defense(features, want_aux=False).features
+            deployed: DefenseOutput = self.defense(features, want_aux=False)
+            return deployed.features
         route = open_tape.route.get(self.point)
-        output = self.defense(features, open_tape.targets, route=route, want_aux=open_tape.want_aux)
+        output: DefenseOutput = self.defense(features, open_tape.targets, route=route, want_aux=open_tape.want_aux)
         if open_tape.want_aux:
             open_tape.aux[self.point] = output.aux
         return output.features

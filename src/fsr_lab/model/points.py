@@ -41,7 +41,7 @@ def find_module(backbone: nn.Module, point: str) -> nn.Module:
     Raises:
         ValueError: there is none; the message names its neighbours.
     """
-    modules = dict(backbone.named_modules())
+    modules: dict[str, nn.Module] = dict(backbone.named_modules())
     modules.pop("")
     name = parse_point(point).module
     if name not in modules:
@@ -104,7 +104,8 @@ def _meta_twin(backbone: nn.Module) -> nn.Module:
     for tensor in (*backbone.parameters(), *backbone.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(backbone, memo)
+    twin: nn.Module = copy.deepcopy(backbone, memo)
+    return twin
 
 
 def _first_line(err: Exception) -> str:
