@@ -173,7 +173,7 @@ def hush_lightning() -> None:
         logger.setLevel(logging.WARNING)
     # of Lightning 2.6 about itself under torch 2.15
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="The number of training batches")  # epochs are logged all the same
 
 
 def print_report(folder: Path) -> None:

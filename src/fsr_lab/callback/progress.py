@@ -61,7 +61,7 @@ class PlainProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_silent:
             return
-        shown = ("train/loss", "train/robust_acc", "val/acc", "val/robust_acc")
+        shown = ("train/loss", "train/acc", "val/acc", "val/robust_acc")
         values = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)

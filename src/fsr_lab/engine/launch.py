@@ -18,14 +18,14 @@ def ranks_wanted(cfg: DictConfig) -> int:
     raise ValueError(f"expected trainer.devices to be a number of at least 1, got {devices!r}")
 
 
-def fit_in_ranks(run: Path, ranks: int, *, fresh: bool) -> None:
+def fit_in_ranks(run: Path, ranks: int) -> None:
     """Fit the run's config in `ranks` processes and wait for them.
 
     Raises:
         RuntimeError: a rank failed; its own message stands above.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-               "-m", "fsr_lab.engine.rank", str(run), *(["--fresh"] if fresh else [])]  # fmt: skip
+               "-m", "fsr_lab.engine.rank", str(run)]  # fmt: skip
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise RuntimeError(f"a rank of {run} failed (exit code {done.returncode}): its message stands above")

@@ -77,10 +77,10 @@ class RobustClassifier(LightningModule):
         out = self.strategy(self.model, x, y, progress)  # type: ignore[arg-type]
         loss = torch.stack(list(out.losses.values())).sum()
         self._flag(loss)
-        self.train_acc(out.logits.detach(), y)
+        self.train_acc.update(out.logits.detach(), y)
         values = {f"train/{name}": value.detach() for name, value in out.losses.items()}
         self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
-        self.log("train/robust_acc", self.train_acc, on_step=False, on_epoch=True)
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss * self._share(batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -98,8 +98,8 @@ class RobustClassifier(LightningModule):
         x, y = batch
         x_adv = self.val_attack(self.model, x, y)
         with judging(self.model) as deployed:
-            self.val_acc(deployed(x), y)
-            self.val_robust_acc(deployed(x_adv), y)
+            self.val_acc.update(deployed(x), y)
+            self.val_robust_acc.update(deployed(x_adv), y)
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
         self.log("val/robust_acc", self.val_robust_acc, on_step=False, on_epoch=True, prog_bar=True)
 

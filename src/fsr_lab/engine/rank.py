@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from fsr_lab.engine.run import CONFIG, fit, opened_data
 
 
-def main(run: Path, *, fresh: bool) -> None:
+def main(run: Path) -> None:
     """Fit the run directory's resolved config as this rank."""
     cfg = cast(DictConfig, OmegaConf.load(run / CONFIG))
-    fit(cfg, run, opened_data(cfg), fresh=fresh)
+    fit(cfg, run, opened_data(cfg))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), fresh="--fresh" in sys.argv[2:])
+    main(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +54,9 @@ def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]
     fresh = cfg.resume == "never"
     if not fresh and is_finished(cfg, run):
         return load_records(run)
-    if not fresh:
+    if fresh:
+        _clear(run)
+    else:
         _refuse_other_config(cfg, run)
     plain = OmegaConf.to_container(cfg, resolve=True)
     write_text(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
@@ -62,21 +65,18 @@ def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]
     write_text(run / "provenance.json", json.dumps(about.as_dict(), indent=1) + "\n")
     _mark(run, "running", cfg)
     if ranks_wanted(cfg) > 1:
-        fit_in_ranks(run, ranks_wanted(cfg), fresh=fresh)
+        fit_in_ranks(run, ranks_wanted(cfg))
     else:
-        fit(cfg, run, data, fresh=fresh)
+        fit(cfg, run, data)
     records = _test(cfg, run, data, command)
     _keep_samples(cfg, run, data)
     _mark(run, "finished", cfg)
     return records
 
 
-def fit(cfg: DictConfig, run: Path, data: ImageDataModule, *, fresh: bool) -> None:
-    """Train in this process, from the run's last checkpoint if there is one and `fresh` does not forbid it."""
+def fit(cfg: DictConfig, run: Path, data: ImageDataModule) -> None:
+    """Train in this process, from the run's last checkpoint if there is one."""
     last = run / "checkpoints" / "last.ckpt"
-    if fresh and last.parent.is_dir():
-        for old in last.parent.glob("*.ckpt"):
-            old.unlink()
     module = build.build_module(cfg, build.build_model(cfg))
     trainer = build.build_trainer(cfg)
     try:
@@ -185,6 +185,13 @@ def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int 
 
 def _device(cfg: DictConfig) -> torch.device:
     return best_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+
+
+def _clear(run: Path) -> None:
+    """Remove what an earlier run left, because resume=never asked for it."""
+    for part in ("checkpoints", "metrics", "records"):
+        if (run / part).is_dir():
+            shutil.rmtree(run / part)
 
 
 def _mark(run: Path, state: str, cfg: DictConfig) -> None:

@@ -12,9 +12,10 @@ from fsr_lab.report.interval import Interval, wilson
 
 HEADINGS = {CLEAN: "Natural", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw30": "C&W"}
 ENSEMBLE, ENSEMBLE_AND_CLEAN = "Ensemble", "Ensemble ∧ clean"
-NOTE = (
-    "Accuracy in percent on n test images, with Wilson's 95 % interval. Ensemble: the samples that withstand all of "
-    "FGSM, PGD-20, PGD-100 and C&W (Eq. 6); ∧ clean: and are right unattacked, the released code's convention."
+NOTE = "Accuracy in percent on n test images, with Wilson's 95 % interval."
+ENSEMBLE_NOTE = (
+    " Ensemble: the samples that withstand all of FGSM, PGD-20, PGD-100 and C&W (Eq. 6); ∧ clean: and are right "
+    "unattacked, the released code's convention."
 )
 
 
@@ -45,9 +46,14 @@ class Table(NamedTuple):
     headings: tuple[str, ...]
     rows: tuple[tuple[str, str, int, tuple[Value | None, ...]], ...]
 
+    @property
+    def note(self) -> str:
+        """What the columns mean."""
+        return NOTE + (ENSEMBLE_NOTE if ENSEMBLE in self.headings else "")
+
     def rich(self) -> RichTable:
         """Return the table for a terminal."""
-        table = RichTable(caption=NOTE, caption_justify="left", caption_style="dim")
+        table = RichTable(caption=self.note, caption_justify="left", caption_style="dim")
         table.add_column("model")
         table.add_column("threat")
         for heading in ("n", *self.headings):
@@ -63,7 +69,7 @@ class Table(NamedTuple):
         for name, threat, n, values in self.rows:
             cells = ["" if value is None else str(value) for value in values]
             lines.append(f"| {name} | {threat} | {n} | " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{NOTE}\n"
+        return "\n".join(lines) + f"\n\n{self.note}\n"
 
     def csv(self) -> str:
         """Return one line per value: model, threat, column, correct, n, percent, low, high."""
