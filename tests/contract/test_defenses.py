@@ -22,27 +22,15 @@ SHAPE = FeatureShape(6, 4, 4)
 
 
 @pytest.fixture
-def compose_defense(defense_name, compose_config, toy):
-    """Return the function that composes the toy set with this defence; skip `none`."""
-
-    def composed(*overrides):
-        return compose_config(*toy, f"defense={defense_name}", *overrides)
-
-    if composed().defense.at is None:
-        pytest.skip("no defence")
-    return composed
-
-
-@pytest.fixture
-def build(compose_defense):
+def build(module_name, compose_config, toy):
     """Return what the YAML's partial builds."""
-    return instantiate(compose_defense().defense.module, _convert_="all")
+    return instantiate(compose_config(*toy, f"defense={module_name}").defense.module, _convert_="all")
 
 
 @pytest.fixture
-def model(compose_defense):
+def model(defense_name, compose_config, toy):
     """Return a tiny network with BatchNorm, defended at its tap, in training mode."""
-    return build_model(compose_defense())
+    return build_model(compose_config(*toy, f"defense={defense_name}"))
 
 
 def test_features_keep_their_shape_and_type(build):
@@ -137,21 +125,30 @@ def test_a_copy_runs_its_own_defence(duplicate, model, batch):
     assert torch.equal(other(x), wanted) == (not changed)
 
 
-def test_compiles_to_one_graph(model, batch):
-    # leaves the mutable training state out: one graph per path, both orders of opening the tape
+def test_forward_compiles_to_one_graph(model, batch):
     model.eval()
-    x, y = batch
-    logits, aux = model.forward_with_aux(x, y)
-    with_aux = torch.compile(model.forward_with_aux, fullgraph=True, backend="aot_eager")
+    wanted = model(batch[0])
+    keys = list(model.state_dict())
     model.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(model(batch[0]), wanted, atol=1e-6, rtol=0)
+    model.forward_with_aux(*batch)
+    torch.testing.assert_close(model(batch[0]), wanted, atol=1e-6, rtol=0)
+    assert list(model.state_dict()) == keys
+
+
+def test_forward_with_aux_compiles_to_one_graph(model, batch):
+    model.eval()
+    wanted = model.forward_with_aux(*batch)
+    compiled = torch.compile(model.forward_with_aux, fullgraph=True, backend="aot_eager")
     for _ in range(2):
-        torch.testing.assert_close(model(x), logits, atol=1e-6, rtol=0)
-        found = with_aux(x, y)
-        torch.testing.assert_close(found.logits, logits, atol=1e-6, rtol=0)
-        for point, named in aux.items():
+        found = compiled(*batch)
+        torch.testing.assert_close(found.logits, wanted.logits, atol=1e-6, rtol=0)
+        assert list(found.aux) == list(wanted.aux)
+        for point, named in wanted.aux.items():
             assert list(found.aux[point]) == list(named)
             for key, value in named.items():
                 torch.testing.assert_close(found.aux[point][key], value, atol=1e-5, rtol=1e-5)
+        model(batch[0])
 
 
 def test_threads_do_not_mix_up_their_auxiliary_tensors(model):
@@ -203,8 +200,9 @@ def test_tapes_do_not_nest(model, batch):
     model.forward_with_aux(*batch)
 
 
-def test_yaml_and_constructor_have_the_same_defaults(compose_defense):
-    node = OmegaConf.to_container(compose_defense().defense.module, resolve=False)
+def test_yaml_and_constructor_have_the_same_defaults(module_name, compose_config):
+    cfg = compose_config("dataset=toy", f"defense={module_name}")
+    node = OmegaConf.to_container(cfg.defense.module, resolve=False)
     assert node.pop("_partial_") is True
     parameters = inspect.signature(get_class(node.pop("_target_"))).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
@@ -212,9 +210,9 @@ def test_yaml_and_constructor_have_the_same_defaults(compose_defense):
     assert set(parameters) - set(defaults) == {"shape", "num_classes"}
 
 
-def test_two_sites_give_the_mean_of_their_losses(compose_defense, batch):
+def test_two_sites_give_the_mean_of_their_losses(module_name, compose_config, toy, batch):
     x, y = batch
-    model = build_model(compose_defense("defense.at=[block1,block2]"))
+    model = build_model(compose_config(*toy, f"defense={module_name}", "defense.at=[block1,block2]"))
     adv = model.forward_with_aux(x, y)
 
     def criterion(adv, clean, y):
@@ -230,9 +228,8 @@ def test_two_sites_give_the_mean_of_their_losses(compose_defense, batch):
         torch.testing.assert_close(found[name], value)
 
 
-def test_the_backbone_keeps_its_keys_and_takes_a_plain_checkpoint(compose_defense, compose_config, toy, batch):
+def test_the_backbone_keeps_its_keys_and_takes_a_plain_checkpoint(model, compose_config, toy, batch):
     plain = build_model(compose_config(*toy, "defense=none", "seed=5")).backbone.eval()
-    model = build_model(compose_defense())
     assert list(model.backbone.state_dict()) == list(plain.state_dict())
     assert not torch.equal(model.backbone.eval()(batch[0]), plain(batch[0]))
     model.backbone.load_state_dict(plain.state_dict())
@@ -240,15 +237,18 @@ def test_the_backbone_keeps_its_keys_and_takes_a_plain_checkpoint(compose_defens
         assert torch.equal(model.state_dict()[f"backbone.{name}"], value)
 
 
-def test_its_own_checkpoint_loads(model, compose_defense, batch):
-    other = build_model(compose_defense("seed=5")).eval()
+def test_its_own_checkpoint_loads(model, defense_name, compose_config, toy, batch):
+    other = build_model(compose_config(*toy, f"defense={defense_name}", "seed=5")).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(batch[0]), model.eval()(batch[0]))
 
 
-def test_a_tapped_backbone_is_refused(model, build):
-    with pytest.raises(RuntimeError, match="carries the defences of another model already"):
-        attach(model.backbone, {"block1": build}, (3, 8, 8), 4)
+def test_a_tapped_backbone_is_refused(build):
+    net = Chain()
+    attach(net, {"relu": build}, (3, 8, 8), 4)
+    for point in ("relu", "conv:in"):
+        with pytest.raises(RuntimeError, match="carries the defences of another model already"):
+            attach(net, {point: build}, (3, 8, 8), 4)
 
 
 class Chain(nn.Module):
@@ -273,6 +273,7 @@ class Chain(nn.Module):
         ("relu", lambda net, x: net.conv(x).relu(), lambda net, f: net.head(f)),
         ("head:in", lambda net, x: net.conv(x).relu(), lambda net, f: net.head(f)),
     ],
+    ids=["conv", "relu:in", "relu:instead", "relu", "head:in"],
 )
 def test_every_place_at_a_module_works(point, before, after, build, batch):
     x, y = batch
@@ -282,7 +283,19 @@ def test_every_place_at_a_module_works(point, before, after, build, batch):
     # a fresh tensor, as the network's ReLU works in place
     output = defense(before(plain, x).clone())
     torch.testing.assert_close(model(x), after(plain, output.features), atol=1e-6, rtol=1e-6)
-    filed = model.forward_with_aux(x, y).aux[point]
-    assert list(filed) == list(output.aux)
-    for key, value in output.aux.items():
-        torch.testing.assert_close(filed[key], value, atol=1e-5, rtol=1e-5)
+    model.train().forward_with_aux(x, y).logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("point", ["conv", "relu:in", "relu:instead", "relu", "head:in"])
+def test_an_inplace_network_does_not_spoil_filed_tensors(point, build, batch):
+    model = attach(Chain(), {point: build}, (3, 8, 8), 4).eval()
+    (defense,) = model.defenses.values()
+    given = []
+    handle = defense.register_forward_hook(
+        lambda module, inputs, output: given.append({key: value.clone() for key, value in output.aux.items()})
+    )
+    filed = model.forward_with_aux(*batch).aux[point]
+    handle.remove()
+    spoilt = [key for key, value in given[0].items() if not torch.equal(filed[key], value)]
+    assert spoilt == []

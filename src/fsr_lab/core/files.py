@@ -26,9 +26,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as err:
-        if err.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"no space left on the disk of {path.parent}: free some and run again") from err
+    except (OSError, RuntimeError) as err:
+        # torch.save hides a full disk behind a RuntimeError of its own writer
+        cause = err if isinstance(err, OSError) else err.__context__
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            text = f"no space left on the disk of {path.parent}: free some and run again"
+            raise OSError(errno.ENOSPC, text) from err
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,8 +6,9 @@ import logging
 import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock
@@ -76,7 +77,7 @@ def prepare(
             arrays = checked(build(), name=name, image_shape=image_shape, num_classes=num_classes)
             tensors = {key: torch.tensor(getattr(arrays, key)) for key in KEYS}
             manifest.unlink(missing_ok=True)
-            write_atomically(target, lambda stream: _save(tensors, stream))
+            write_atomically(target, partial(torch.save, tensors))
             write_text(manifest, _manifest(target, name, arrays.source, tensors))
     return target
 
@@ -117,15 +118,6 @@ def load_prepared(name: str, folder: Path) -> Prepared:
             write_text(described, _json(manifest | {"mtime_ns": found.st_mtime_ns}))
     data_hash = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     return Prepared(**tensors, data_hash=data_hash)
-
-
-def _save(tensors: Mapping[str, Tensor], stream: BinaryIO) -> None:
-    try:
-        torch.save(dict(tensors), stream)
-    except RuntimeError as err:
-        if isinstance(err.__context__, OSError):  # torch hides a full disk behind its own writer's error
-            raise err.__context__ from None
-        raise
 
 
 def _manifest(target: Path, name: str, source: str, tensors: Mapping[str, Tensor]) -> str:
