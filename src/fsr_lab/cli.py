@@ -173,6 +173,7 @@ def hush_lightning() -> None:
         logger.setLevel(logging.WARNING)
     # of Lightning 2.6 about itself under torch 2.15
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")  # that is what resuming is
     warnings.filterwarnings("ignore", message="The number of training batches")  # epochs are logged all the same
 
 
@@ -274,7 +275,8 @@ def overrides_of(run: Path) -> list[str]:
     if not stored.is_file():
         raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
     kept = [str(word) for word in OmegaConf.load(stored)]
-    return [*kept, "hydra.mode=RUN", f"hydra.run.dir={shlex.quote(str(run)) if ' ' in str(run) else run}"]
+    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
+    return [*kept, "hydra.mode=RUN", f"hydra.run.dir='{quoted}'"]  # unquoted, a comma would be a sweep
 
 
 def report_arguments(argv: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ def attach(
     Example:
         >>> model = attach(torchvision.models.resnet18(num_classes=10), {"layer4": FSR})
     """
+    _refuse_tapped(backbone)  # before it is copied for inspection, taps and all
     shapes = inspect_points(backbone, list(defenses), image_shape) if defenses else {}
     built = {point: build(shape=shapes[point], num_classes=num_classes) for point, build in defenses.items()}
     return DefendedModel(backbone, built)
@@ -64,11 +65,7 @@ class DefendedModel(nn.Module):
 
     def __init__(self, backbone: nn.Module, defenses: Mapping[str, FeatureDefense]) -> None:
         super().__init__()
-        if any(_is_tapped(module) for module in backbone.modules()):
-            raise RuntimeError(
-                f"this {type(backbone).__name__} carries the defences of another model already; "
-                "build a second backbone, or deep-copy it before attaching"
-            )
+        _refuse_tapped(backbone)
         self.backbone = backbone
         self.taps = nn.ModuleDict()
         for point, defense in defenses.items():
@@ -211,6 +208,13 @@ class Tap(nn.Module):
         if open_tape.want_aux:
             open_tape.aux[self.point] = output.aux
         return output.features
+
+
+def _refuse_tapped(backbone: nn.Module) -> None:
+    if any(_is_tapped(module) for module in backbone.modules()):
+        raise RuntimeError(
+            f"this {type(backbone).__name__} carries the defences of another model already; build a second backbone"
+        )
 
 
 def _is_tapped(module: nn.Module) -> bool:
