@@ -1,11 +1,10 @@
 """The command line: `fsr <verb>`, one Hydra config per verb."""
 
-import logging
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
@@ -42,7 +41,7 @@ class Session:
             try:
                 self._settle()
                 task(self, cfg)
-            except EXPECTED_ERRORS as err:
+            except Exception as err:
                 self.fail(err)
 
         # Hydra finds the config path from the task's module
@@ -50,8 +49,8 @@ class Session:
         return run
 
     def fail(self, err: BaseException) -> None:
-        """Print one line of cause and cure; the trace only where HYDRA_FULL_ERROR=1 asks for it."""
-        if os.environ.get("FSR_TRACEBACK") == "1":
+        """Print one line of cause and cure; the trace where FSR_TRACEBACK=1 asks for it, and of our own bugs."""
+        if os.environ.get("FSR_TRACEBACK") == "1" or not is_expected(err):
             raise err
         code = INTERRUPTED if type(err).__name__ == "InterruptedRunError" else BAD_INPUT
         self.exit_code = max(self.exit_code, code)
@@ -70,6 +69,7 @@ def train(session: Session, cfg: DictConfig) -> None:
     """Fit, attack, draw, print."""
     from fsr_lab.callback.stop import InterruptedRunError
     from fsr_lab.engine import run as engine
+    from fsr_lab.engine.quiet import hush_lightning
 
     hush_lightning()
     run = Path(HydraConfig.get().runtime.output_dir)
@@ -79,7 +79,7 @@ def train(session: Session, cfg: DictConfig) -> None:
         again = "the same command continues it" if session.is_sweep else f"continue with: fsr train resume={run}"
         raise InterruptedRunError(f"{err}; {again}") from err
     draw_run(run, title=str(cfg.label))
-    if not session.is_sweep:
+    if not session.is_sweep and any(run.glob("records/*.json")):
         print_report(run)
 
 
@@ -104,6 +104,7 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
         cfg, model, data, name=name, command=session.command, device=engine.best_device(cfg.device)
     )
     run = Path(HydraConfig.get().runtime.output_dir)
+    engine.write_config(cfg, run)
     record.save(run / "records", "evaluation")
     print_report(run)
 
@@ -112,7 +113,9 @@ def prepare(session: Session, cfg: DictConfig) -> None:
     """Prepare a dataset and say where it lies."""
     from fsr_lab.engine import build
 
-    path = build.build_data(cfg).prepare(force=cfg.force)
+    data = build.build_data(cfg)
+    path = data.prepare(force=cfg.force)
+    data.setup()  # verifies what was there already
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -144,8 +147,10 @@ def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Pat
     for section in ("model", "dataset", "defense", "threat"):
         if section not in groups:
             cfg[section] = stored[section]
-    if "dataset" not in groups:  # the data may have moved since, with paths.data
-        cfg.dataset.folder = str(Path(cfg.paths.data) / Path(stored.dataset.folder).relative_to(stored.paths.data))
+    folder = Path(stored.dataset.folder)
+    if "dataset" not in groups and folder.is_relative_to(stored.paths.data):
+        # the data may have moved since, with paths.data
+        cfg.dataset.folder = str(Path(cfg.paths.data) / folder.relative_to(stored.paths.data))
     cfg.label = cfg.label or stored.label
     merged = cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(values)))
     return merged, checkpoints.checkpoint_path(run, cfg.checkpoint)
@@ -162,19 +167,6 @@ def draw_run(run: Path, *, title: str) -> None:
     if (run / "samples.npz").is_file():
         with np.load(run / "samples.npz", allow_pickle=False) as samples:
             figures.draw_samples(samples, run / "samples.png", title=f"{title}, {samples['attack']}")
-
-
-def hush_lightning() -> None:
-    """Let Lightning warn through our logging, once, and keep its advertisements to itself."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(logging.WARNING)
-    # of Lightning 2.6 about itself under torch 2.15
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")  # that is what resuming is
-    warnings.filterwarnings("ignore", message="The number of training batches")  # epochs are logged all the same
 
 
 def print_report(folder: Path) -> None:
@@ -217,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_verb(session, verb, rest)
         else:
             raise ValueError(unknown("verb", verb, [*VERBS, "report"]))
-    except EXPECTED_ERRORS as err:
+    except Exception as err:
         session.fail(err)
     except KeyboardInterrupt:
         print("fsr: interrupted", file=sys.stderr)
@@ -239,7 +231,8 @@ def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
     finally:
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
-    if args.multirun and not session.jobs:
+    is_here = not any("launcher=" in word for word in argv)  # other launchers run their jobs in other processes
+    if args.multirun and is_here and not session.jobs:
         raise ValueError("this sweep has no jobs: a glob matched nothing, or a list is empty")
     if session.is_sweep and session.folder is not None and any(session.folder.glob("**/records/*.json")):
         print_report(session.folder)
@@ -256,7 +249,9 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
         if verb == "train" and word.startswith("attack="):
             words.append("attack@strategy." + word)
         elif verb == "evaluate" and word.startswith("attack="):
-            names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",")]
+            names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",") if name.strip()]
+            if not names:
+                raise ValueError("attack= names no attack; give one, or a list such as attack=[fgsm,pgd20]")
             words += ["evaluation=none", *[f"+attack@evaluation.attacks.{name}={name}" for name in names]]
         elif verb == "train" and word.startswith("resume=") and word not in ("resume=auto", "resume=never"):
             words = [*overrides_of(Path(word[len("resume=") :])), *words]
@@ -274,7 +269,8 @@ def overrides_of(run: Path) -> list[str]:
     stored = run / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
-    kept = [str(word) for word in OmegaConf.load(stored)]
+    # without what told that run not to resume: here it would clear the directory
+    kept = [str(word) for word in OmegaConf.load(stored) if not str(word).lstrip("+").startswith("resume=")]
     quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
     return [*kept, "hydra.mode=RUN", f"hydra.run.dir='{quoted}'"]  # unquoted, a comma would be a sweep
 
@@ -300,8 +296,10 @@ def usage() -> str:
 def one_line(err: BaseException) -> str:
     """Return an error's cause and cure in one line, out of the wrappings that Hydra puts around it."""
     if isinstance(err, MissingConfigException) and err.missing_cfg_file and err.options:
-        group, _, name = err.missing_cfg_file.rpartition("/")
-        return unknown(group, name, err.options)
+        group, _, name = err.missing_cfg_file.partition("/")
+        folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / group  # options of nested groups too
+        known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
+        return unknown(group, name, known or err.options)
     while isinstance(err, InstantiationException) and err.__cause__ is not None:
         err = err.__cause__
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
@@ -310,6 +308,7 @@ def one_line(err: BaseException) -> str:
     return lines[0] if lines else type(err).__name__
 
 
-EXPECTED_ERRORS: tuple[type[BaseException], ...] = (
-    ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException,
-)  # fmt: skip
+def is_expected(err: BaseException) -> bool:
+    """Tell whether an error speaks of the user's input or machine; anything else is a bug and shows its trace."""
+    kinds = (ValueError, TypeError, OSError, RuntimeError, ImportError, HydraException, OmegaConfBaseException)
+    return isinstance(err, kinds) or type(err).__module__.startswith("lightning.")

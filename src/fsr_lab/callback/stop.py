@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once."""
 
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,12 +18,15 @@ class InterruptedRunError(RuntimeError):
 class StopCleanly(Callback):
     """Saves between two steps, never inside one, when the process is asked to stop.
 
+    Asked during an epoch's last step or its validation, it lets the epoch end first, so that the resumed run has
+    seen every validation. With several ranks all stop when one is asked.
+
     Args:
         path: the checkpoint to write.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self._asked = ""
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -35,9 +39,11 @@ class StopCleanly(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked:
-            trainer.save_checkpoint(self.path)
-            raise InterruptedRunError(f"{self._asked} at step {trainer.global_step}: the checkpoint is whole")
+        if not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_asked(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
@@ -48,6 +54,16 @@ class StopCleanly(Callback):
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number).name
         self._release()
+        print(f"{self._asked}: stopping after this step", file=sys.stderr, flush=True)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        asked = bool(self._asked)
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            trainer.save_checkpoint(self.path)
+            name = self._asked or "another rank was stopped"
+            raise InterruptedRunError(f"{name} at step {trainer.global_step}: the checkpoint is whole")
 
     def _release(self) -> None:
         while self._previous:

@@ -37,6 +37,10 @@ class Policy:
         if self.dtype not in get_args(Dtype):
             raise ValueError(unknown("crafting dtype", self.dtype, get_args(Dtype)))
 
+    def __str__(self) -> str:
+        extras = [name for name, is_on in (("channels-last", self.channels_last), ("folded", self.fold)) if is_on]
+        return " ".join([self.dtype, *extras])
+
 
 REFERENCE = Policy()
 
@@ -64,6 +68,8 @@ def crafting(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if policy.dtype == "float32":
+            stack.enter_context(_no_tf32())
         for device in _device_types():
             stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=policy.dtype == "bfloat16"))
         if isinstance(model, nn.Module):
@@ -78,6 +84,18 @@ def judging(model: Classifier) -> Iterator[Classifier]:
     """Yield the deployed model: eval mode, its own precision, no gradients, everything put back on exit."""
     with crafting(model) as deployed, torch.no_grad():
         yield deployed
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Keep a GPU's convolutions in float32: torch lets them round to ten bits of mantissa unless told."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _device_types() -> list[str]:

@@ -68,8 +68,9 @@ def _observe(model: nn.Module, example: Tensor) -> list[Pair]:
             handles.append(module.register_forward_hook(after_conv))
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before_norm))
+    devices = [example.device] if example.is_cuda else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(), uses:
+        with torch.no_grad(), torch.random.fork_rng(devices), uses:
             result = model(example)
     finally:
         for handle in handles:

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -48,6 +48,8 @@ class EvaluationRecord:
         backwards: int64 (A,), likewise, of input gradients.
         threat: norm and eps.
         precision: how the attacks crafted; the judge is always float32.
+        chunk: samples per cell, the unit of randomness.
+        settings: {attack: all its parameters, as text}.
         findings: verdicts of the sanity checks.
         provenance: where the numbers come from.
         name: what is evaluated, as a table shows it.
@@ -63,6 +65,8 @@ class EvaluationRecord:
     backwards: NDArray[np.int64]
     threat: Threat
     precision: str
+    chunk: int
+    settings: Mapping[str, str]
     findings: tuple[Finding, ...]
     provenance: Provenance
     name: str = ""
@@ -122,7 +126,8 @@ class EvaluationRecord:
                 arrays = {field: stored[field] for field in _ARRAYS}
             return cls(
                 attacks=tuple(header["attacks"]), threat=Threat(**header["threat"]), name=header["name"],
-                precision=header["precision"], provenance=Provenance(**header["provenance"]),
+                precision=header["precision"], chunk=header["chunk"], settings=header["settings"],
+                provenance=Provenance(**header["provenance"]),
                 findings=tuple(Finding(*finding) for finding in header["findings"]), **arrays,
             )  # fmt: skip
         except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as err:
@@ -130,7 +135,7 @@ class EvaluationRecord:
 
     def _header(self) -> dict[str, Any]:
         return {
-            "attacks": self.attacks, "findings": self.findings, "name": self.name, "precision": self.precision,
-            "provenance": self.provenance.as_dict(), "samples": len(self),
-            "threat": {"eps": self.threat.eps, "norm": self.threat.norm},
+            "attacks": self.attacks, "chunk": self.chunk, "findings": self.findings, "name": self.name,
+            "precision": self.precision, "provenance": self.provenance.as_dict(), "samples": len(self),
+            "settings": dict(self.settings), "threat": {"eps": self.threat.eps, "norm": self.threat.norm},
         }  # fmt: skip

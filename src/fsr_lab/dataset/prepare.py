@@ -68,11 +68,11 @@ def prepare(
         OSError: the source cannot be had, or the files cannot be written.
     """
     target, manifest = folder / f"{name}.pt", folder / f"{name}.json"
-    if manifest.exists() and not force:
+    if manifest.exists() and target.exists() and not force:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{name}.lock"):
-        if force or not manifest.exists():
+        if force or not (manifest.exists() and target.exists()):
             log.info("preparing %s in %s", name, folder)
             arrays = checked(build(), name=name, image_shape=image_shape, num_classes=num_classes)
             tensors = {key: torch.tensor(getattr(arrays, key)) for key in KEYS}

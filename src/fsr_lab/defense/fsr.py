@@ -93,6 +93,9 @@ class FSR(FeatureDefense):
         self.lambda_sep = lambda_sep
         self.lambda_rec = lambda_rec
         self.noise = noise
+        # declared per instance here: what the option leaves of the class's word
+        self.eval_noise = noise == "always"  # type: ignore[misc]
+        self.training_noise = noise == "training"  # type: ignore[misc]
         self.channels = shape.channels
         self.separation = _bottleneck(shape.channels, width, last="conv")
         self.recalibration = _bottleneck(shape.channels, width, last=rec_last)

@@ -38,7 +38,6 @@ def build_model(cfg: DictConfig) -> DefendedModel:
 
 def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
     """Build the LightningModule that trains a model."""
-    modifiers = [cast(Modifier, instantiate(node)) for node in (cfg.get("modifier") or {}).values()]
     return RobustClassifier(
         model=model.to(memory_format=torch.channels_last) if cfg.channels_last else model,
         strategy=build_strategy(cfg),
@@ -46,7 +45,7 @@ def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
         optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
         scheduler=instantiate(cfg.optim.scheduler, _convert_="all"),
         scheduler_interval=cfg.optim.interval,
-        modifiers=modifiers,
+        modifiers=[modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Modifier)],
         num_classes=cfg.dataset.num_classes,
         seed=cfg.seed,
     )
@@ -57,9 +56,17 @@ def build_strategy(cfg: DictConfig) -> Strategy:
     return cast(Strategy, instantiate(cfg.strategy, _convert_="all"))
 
 
+def build_modifiers(cfg: DictConfig) -> list[Modifier | Callback]:
+    """Build what acts around the optimiser step: modifiers of ours, or Lightning's averaging callbacks."""
+    return [instantiate(node, _convert_="all") for node in (cfg.get("modifier") or {}).values()]
+
+
 def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
+    if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
+        raise ValueError(f"expected trainer.max_epochs of at least 1, got {cfg.trainer.max_epochs}")
     callbacks = [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
+    callbacks += [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
     loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
     # an empty validation loader would be a warning at every run without a held-out split
     unvalidated = {} if cfg.dataset.val_size else {"limit_val_batches": 0}

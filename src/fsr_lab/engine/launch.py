@@ -9,6 +9,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fsr_lab.callback.stop import InterruptedRunError
+
+INTERRUPTED = "interrupted"
+"""A file of this name tells that the ranks were asked to stop; torchrun's own exit code cannot."""
+
 
 def ranks_wanted(cfg: DictConfig) -> int:
     """Return how many processes of this node train together."""
@@ -19,13 +24,26 @@ def ranks_wanted(cfg: DictConfig) -> int:
 
 
 def fit_in_ranks(run: Path, ranks: int) -> None:
-    """Fit the run's config in `ranks` processes and wait for them.
+    """Fit the run's config in `ranks` processes and wait for them, through a Ctrl-C too: they save first.
 
     Raises:
+        InterruptedRunError: the ranks were asked to stop.
         RuntimeError: a rank failed; its own message stands above.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
                "-m", "fsr_lab.engine.rank", str(run)]  # fmt: skip
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise RuntimeError(f"a rank of {run} failed (exit code {done.returncode}): its message stands above")
+    marker = run / INTERRUPTED
+    marker.unlink(missing_ok=True)
+    with subprocess.Popen(command) as ranks_process:
+        while True:
+            try:
+                code = ranks_process.wait()
+                break
+            except KeyboardInterrupt:
+                continue  # the ranks got it too
+    if marker.exists():
+        text = marker.read_text()
+        marker.unlink()
+        raise InterruptedRunError(text)
+    if code:
+        raise RuntimeError(f"a rank of {run} failed (exit code {code}): its message stands above")

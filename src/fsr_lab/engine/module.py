@@ -66,6 +66,7 @@ class RobustClassifier(LightningModule):
         self.val_robust_acc = MulticlassAccuracy(num_classes, average="micro")
         # the step at which the loss first was not finite; lives on the device, read at the logging interval
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
+        self._position: dict[str, int] | None = None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's loss, weighted by this rank's share of the global batch."""
@@ -84,8 +85,24 @@ class RobustClassifier(LightningModule):
         return loss * self._share(batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (self.global_step % self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+        if self.global_step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self.stop_if_diverged()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember where in its epoch the checkpoint left the training batches."""
+        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+        self._position = loaders[0] if loaders else None
+
+    def on_train_start(self) -> None:
+        """Put the training batches back to that place.
+
+        Lightning restores it only into a loader built after the checkpoint was read; asking for the number of
+        steps, as a per-step schedule must, builds it before.
+        """
+        restore = getattr(self.trainer.train_dataloader, "load_state_dict", None)
+        if self._position is not None and restore is not None:
+            restore(self._position)
+        self._position = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let modifiers take back what they did to the weights."""
@@ -106,6 +123,9 @@ class RobustClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to write weights that are no numbers over good ones."""
         self.stop_if_diverged()
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise TrainingDivergedError(self._diverged(f"{name} was not finite", self.global_step))
 
     def stop_if_diverged(self) -> None:
         """Raise if a loss since the last look was not finite.
@@ -115,19 +135,23 @@ class RobustClassifier(LightningModule):
         """
         step = int(self.diverged_at)
         if step >= 0:
-            raise TrainingDivergedError(
-                f"the loss was not finite at step {step} (epoch {self.current_epoch}); the last good checkpoint "
-                "stands: lower optim.lr or the step that changed, then resume or start again"
-            )
+            raise TrainingDivergedError(self._diverged("the loss was not finite", step))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.model.parameters())
         if self.build_scheduler is None:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        told = {"total_steps": total} if self.scheduler_interval == "step" else {}
+        told = {}
+        if self.scheduler_interval == "step":
+            told = {"total_steps": int(self.trainer.estimated_stepping_batches)}
         schedule = {"scheduler": self.build_scheduler(optimizer, **told), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _diverged(self, what: str, step: int) -> str:
+        return (
+            f"{what} at step {step} (epoch {self.current_epoch}); the last good checkpoint stands: start again with "
+            "a lower optim.lr, under another name= or with resume=never"
+        )
 
     def _flag(self, loss: Tensor) -> None:
         bad = ~loss.detach().isfinite() & (self.diverged_at < 0)

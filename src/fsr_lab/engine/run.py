@@ -19,18 +19,19 @@ from fsr_lab.core.files import write_atomically, write_text
 from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
-from fsr_lab.engine.checkpoints import checkpoint_path, load_weights
+from fsr_lab.engine.checkpoints import WHICH, checkpoint_path, load_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
 from fsr_lab.evaluation.run import evaluate
 from fsr_lab.model.defended import DefendedModel
 
 CONFIG, STATUS, SAMPLES = "config.yaml", "status.json", "samples.npz"
 UNCOMPARED = (
-    "callback", "chunk", "claim", "evaluation", "label", "logger", "paths", "resume", "test_checkpoints",
-    "test_samples", "trainer",
+    "callback", "chunk", "claim", "dataset.folder", "dataset.source", "evaluation", "label", "logger", "paths",
+    "resume", "test_checkpoints", "test_samples", "trainer",
 )  # fmt: skip
 """Parts of a config that may change when a run is continued."""
 
@@ -51,18 +52,22 @@ def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]
         TrainingDivergedError: the loss was not finite.
         InterruptedRunError: the process was asked to stop; a checkpoint was written.
     """
+    _check(cfg)
     fresh = cfg.resume == "never"
     if not fresh and is_finished(cfg, run):
         return load_records(run)
+    if not fresh:
+        _refuse_other_config(cfg, run)
+    data = opened_data(cfg)
+    # built early, so that what cannot work says so before anything is trained or cleared
+    build.build_module(cfg, build.build_model(cfg))
+    build.build_attacks(cfg)
     if fresh:
         _clear(run)
-    else:
-        _refuse_other_config(cfg, run)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    write_text(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
-    data = opened_data(cfg)
+    write_config(cfg, run)
     about = Provenance.collect(command=command, seed=cfg.seed, hashes={"data": data.data_hash})
-    write_text(run / "provenance.json", json.dumps(about.as_dict(), indent=1) + "\n")
+    number = len(list(run.glob("provenance*.json")))  # a continued run keeps word of where it began
+    write_text(run / f"provenance{number or ''}.json", json.dumps(about.as_dict(), indent=1) + "\n")
     _mark(run, "running", cfg)
     if ranks_wanted(cfg) > 1:
         fit_in_ranks(run, ranks_wanted(cfg))
@@ -72,6 +77,11 @@ def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]
     _keep_samples(cfg, run, data)
     _mark(run, "finished", cfg)
     return records
+
+
+def write_config(cfg: DictConfig, run: Path) -> None:
+    """Keep the resolved config."""
+    write_text(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))))
 
 
 def fit(cfg: DictConfig, run: Path, data: ImageDataModule) -> None:
@@ -107,7 +117,6 @@ def evaluate_model(
         seed=cfg.seed,
         chunk=cfg.chunk,
         name=name,
-        precision=build.build_policy(cfg).dtype,
         command=command,
         data_hash=data.data_hash,
     )
@@ -123,8 +132,7 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 def is_finished(cfg: DictConfig, run: Path) -> bool:
     """Tell whether the directory holds this very run, finished."""
-    status = read_status(run)
-    if status.get("state") != "finished" or status.get("max_epochs") != cfg.trainer.max_epochs:
+    if read_status(run) != _status("finished", cfg):
         return False
     _refuse_other_config(cfg, run)
     return True
@@ -145,7 +153,7 @@ def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> li
     """Attack the kept checkpoints; one that is the same network as another is not attacked twice."""
     records: dict[str, EvaluationRecord] = {}
     for which in cfg.test_checkpoints:
-        if which == "best" and not cfg.dataset.val_size:
+        if which == "best" and not (run / "checkpoints" / "best.ckpt").is_file():
             continue  # no validation chose one
         model = build.build_model(cfg)
         load_weights(model, checkpoint_path(run, which))
@@ -189,13 +197,35 @@ def _device(cfg: DictConfig) -> torch.device:
 
 def _clear(run: Path) -> None:
     """Remove what an earlier run left, because resume=never asked for it."""
-    for part in ("checkpoints", "metrics", "records"):
-        if (run / part).is_dir():
-            shutil.rmtree(run / part)
+    for folder in ("checkpoints", "metrics", "records", "tensorboard"):
+        if (run / folder).is_dir():
+            shutil.rmtree(run / folder)
+    for name in (SAMPLES, STATUS, "curves.png", "samples.png", "report.md", "table.csv"):
+        (run / name).unlink(missing_ok=True)
+    for path in run.glob("provenance*.json"):
+        path.unlink()
 
 
 def _mark(run: Path, state: str, cfg: DictConfig) -> None:
-    write_text(run / STATUS, json.dumps({"state": state, "max_epochs": cfg.trainer.max_epochs}) + "\n")
+    write_text(run / STATUS, json.dumps(_status(state, cfg)) + "\n")
+
+
+def _status(state: str, cfg: DictConfig) -> dict[str, Any]:
+    """Return what the run says of itself: how far it was to train, and how it was to be attacked."""
+    tested = {key: cfg[key] for key in ("evaluation", "test_checkpoints", "test_samples", "chunk")}
+    plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tested), resolve=False))
+    return {"state": state, "max_epochs": cfg.trainer.max_epochs, "tested": plain}
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse now what would otherwise fail after the training."""
+    if not isinstance(cfg.seed, int):
+        raise ValueError(f"expected seed to be a whole number, got {cfg.seed}")
+    if cfg.chunk < 1:
+        raise ValueError(f"expected chunk of at least 1 sample, got {cfg.chunk}")
+    for which in cfg.test_checkpoints:
+        if which not in WHICH:
+            raise ValueError(unknown("checkpoint", which, WHICH))
 
 
 def _finish_trackers(trainer: Trainer) -> None:
@@ -220,6 +250,6 @@ def _refuse_other_config(cfg: DictConfig, run: Path) -> None:
 
 def _differences(old: Any, new: Any, path: Sequence[str] = ()) -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [key for key in {**old, **new} if path or key not in UNCOMPARED]
+        keys = [key for key in {**old, **new} if ".".join((*path, key)) not in UNCOMPARED]
         return [text for key in keys for text in _differences(old.get(key), new.get(key), (*path, str(key)))]
     return [] if old == new else [f"{'.'.join(path)}: {old} there, {new} here"]

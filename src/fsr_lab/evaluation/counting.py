@@ -1,29 +1,53 @@
 """The honest unit of cost: images that went forwards through the model, and images whose gradient was taken."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from fsr_lab.core.route import Route
 from fsr_lab.core.types import Classifier, Forward
+
+
+@dataclass
+class Count:
+    """Images forwards and backwards."""
+
+    forwards: int = 0
+    backwards: int = 0
 
 
 class Counted(nn.Module):
     """A model that counts; everything else about it is the model's own.
 
-    Attributes:
-        forwards: images passed forwards since the last `reset`.
-        backwards: images whose input gradient was taken.
+    Args:
+        model: what is counted.
+        count: the counters, where several views of a model share them.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, count: "Count | None" = None) -> None:
         super().__init__()
         self.model = model
-        self.reset()
+        self.count = count or Count()
 
     def reset(self) -> None:
         """Start from nought."""
-        self.forwards = self.backwards = 0
+        self.count.forwards = self.count.backwards = 0
+
+    @property
+    def forwards(self) -> int:
+        """Images passed forwards since the last `reset`."""
+        return self.count.forwards
+
+    @property
+    def backwards(self) -> int:
+        """Images whose input gradient was taken since the last `reset`."""
+        return self.count.backwards
+
+    def routed(self, route: Mapping[str, Route]) -> "Counted":
+        """Return the model's view along a route, with the same counters."""
+        return Counted(self.model.routed(route), self.count)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits, as the model does."""
@@ -37,7 +61,7 @@ class Counted(nn.Module):
         return result
 
     def __getattr__(self, name: str) -> Any:
-        """Find what a wrapper lacks, such as `routed` or `attack_terms`, on the model itself."""
+        """Find what a wrapper lacks, such as `attack_terms`, on the model itself."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -46,10 +70,10 @@ class Counted(nn.Module):
             return getattr(self.model, name)
 
     def _count(self, x: Tensor, call: Callable[[Tensor], Any]) -> Any:
-        self.forwards += len(x)
+        self.count.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count_backward)
         return call(x)
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
+        self.count.backwards += len(gradient)

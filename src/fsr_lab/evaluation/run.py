@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fsr_lab.callback.progress import track
-from fsr_lab.core.crafting import judging
+from fsr_lab.core.crafting import Policy, crafting, judging
 from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.losses import margin
 from fsr_lab.core.provenance import Provenance
@@ -40,7 +40,6 @@ def evaluate(
     seed: int,
     chunk: int = 500,
     name: str = "",
-    precision: str = "float32",
     command: str = "evaluate",
     data_hash: str = "",
 ) -> EvaluationRecord:
@@ -57,7 +56,6 @@ def evaluate(
         seed: of the attacks' draws.
         chunk: samples per cell; another size changes draws and rounding.
         name: what a table calls the model.
-        precision: how the attacks craft, for the record.
         command: the command line, for the record.
         data_hash: of the images, for the record.
 
@@ -74,6 +72,10 @@ def evaluate(
     for x, _ in chunks:
         sanity.check_images(x)
     counted = Counted(model)
+    policies = {policy for attack in attacks.values() if isinstance(policy := getattr(attack, "policy", None), Policy)}
+    for policy in policies:
+        with crafting(counted, policy, example=chunks[0][0]):
+            pass  # what a policy must find out about a network, once, is not an attack's cost
     columns = {
         attack_name: [
             run_cell(counted, attack, attack_name, x, y, threat=threat, seed=cell_seed(seed, attack_name, index))
@@ -95,7 +97,9 @@ def evaluate(
         forwards=np.array([sum(cell.forwards for cell in cells) for cells in columns.values()]),
         backwards=np.array([sum(cell.backwards for cell in cells) for cells in columns.values()]),
         threat=threat,
-        precision=precision,
+        precision=", ".join(sorted({str(policy) for policy in policies})) or "float32",
+        chunk=chunk,
+        settings={attack_name: repr(attack) for attack_name, attack in attacks.items()},
         findings=(),
         provenance=Provenance.collect(command=command, seed=seed, hashes=hashes),
         name=name,
@@ -104,8 +108,7 @@ def evaluate(
 
 def run_cell(model: Counted, attack: Attack, name: str, x: Tensor, y: Tensor, *, threat: Threat, seed: int) -> Cell:
     """Run one attack on one chunk and judge it: float32, autocast off, the deployed model."""
-    devices = [] if x.device.type == "cpu" else [x.device]
-    with torch.random.fork_rng(devices=devices, device_type="cuda" if not devices else x.device.type):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed seeds every one of them
         torch.manual_seed(seed)
         model.reset()
         x_adv = attack(model, x, y)

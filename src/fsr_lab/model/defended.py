@@ -44,7 +44,7 @@ def attach(
         >>> model = attach(torchvision.models.resnet18(num_classes=10), {"layer4": FSR})
     """
     _refuse_tapped(backbone)  # before it is copied for inspection, taps and all
-    shapes = inspect_points(backbone, list(defenses), image_shape) if defenses else {}
+    shapes = inspect_points(backbone, list(defenses), image_shape, num_classes)
     built = {point: build(shape=shapes[point], num_classes=num_classes) for point, build in defenses.items()}
     return DefendedModel(backbone, built)
 

@@ -50,7 +50,7 @@ def find_module(backbone: nn.Module, point: str) -> nn.Module:
 
 
 def inspect_points(
-    backbone: nn.Module, points: Sequence[str], image_shape: tuple[int, int, int]
+    backbone: nn.Module, points: Sequence[str], image_shape: tuple[int, int, int], num_classes: int | None = None
 ) -> dict[str, FeatureShape]:
     """Return the shape of the activation at each point, from one forward on a meta-device twin: no compute.
 
@@ -58,10 +58,11 @@ def inspect_points(
         backbone: maps (N, *image_shape) to logits.
         points: see the module's docstring.
         image_shape: (C, H, W).
+        num_classes: K; None leaves the logits unchecked.
 
     Raises:
         ValueError: a point names no module, its module does not run exactly once per forward, its activation is
-            not (N, C, H, W), or the network does not take images of this shape.
+            not (N, C, H, W), the network does not take images of this shape, or does not give K logits.
     """
     twin = _meta_twin(backbone).eval()
     seen: dict[str, list[Any]] = {point: [] for point in points}
@@ -69,12 +70,18 @@ def inspect_points(
         find_module(twin, point).register_forward_hook(_watch(seen[point], parse_point(point).place))
     try:
         with torch.no_grad():
-            twin(torch.empty(2, *image_shape, device="meta"))
+            logits = twin(torch.empty(2, *image_shape, device="meta"))
     except (RuntimeError, ValueError) as err:
         raise ValueError(
             f"{type(backbone).__name__} does not take images of shape {tuple(image_shape)}: {_first_line(err)}; "
             "set image_shape, and the model's in_channels, to the data's (C, H, W)"
         ) from err
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if num_classes is not None and found != (2, num_classes):
+        raise ValueError(
+            f"expected {type(backbone).__name__} to map 2 images to logits (2, {num_classes}), got {found}; "
+            "set the model's num_classes to the data's"
+        )
     return {point: _shape(point, seen[point]) for point in points}
 
 

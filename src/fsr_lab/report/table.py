@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -94,10 +95,11 @@ def accuracy_table(records: Sequence[EvaluationRecord]) -> Table:
         raise ValueError("no evaluation record to make a table of; run fsr train or fsr evaluate first")
     attacks = list(dict.fromkeys(name for record in records for name in record.attacks))
     with_ensemble = any(_has_ensemble(record) for record in records)
+    names = Counter(record.name for record in records)
     headings = [HEADINGS.get(name, name) for name in attacks]
     rows = tuple(
         (
-            record.name,
+            f"{record.name}, seed {record.provenance.seed}" if names[record.name] > 1 else record.name,
             str(record.threat),
             len(record),
             (

@@ -1,8 +1,8 @@
 """Adversarial training."""
 
 from torch import Tensor
-from torch.nn import functional
 
+from fsr_lab.core.losses import cross_entropy
 from fsr_lab.strategy.base import Strategy
 
 
@@ -15,4 +15,4 @@ class AT(Strategy):
 
     def criterion(self, adv: Tensor, clean: Tensor | None, y: Tensor) -> dict[str, Tensor]:
         """Return {"ce"}, in float32."""
-        return {"ce": functional.cross_entropy(adv.float() if adv.element_size() < 4 else adv, y)}
+        return {"ce": cross_entropy(adv, y).mean()}

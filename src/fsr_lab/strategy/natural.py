@@ -1,8 +1,8 @@
 """Training on clean images: the undefended network that every comparison starts from."""
 
 from torch import Tensor
-from torch.nn import functional
 
+from fsr_lab.core.losses import cross_entropy
 from fsr_lab.core.types import Defended, Progress
 from fsr_lab.strategy.base import Strategy
 
@@ -19,4 +19,4 @@ class Natural(Strategy):
 
     def criterion(self, adv: Tensor, clean: Tensor | None, y: Tensor) -> dict[str, Tensor]:
         """Return {"ce"}."""
-        return {"ce": functional.cross_entropy(adv, y)}
+        return {"ce": cross_entropy(adv, y).mean()}

@@ -1,0 +1,17 @@
+"""Lightning's voice, lowered to what concerns the user."""
+
+import logging
+import warnings
+
+
+def hush_lightning() -> None:
+    """Let Lightning warn through our logging, once, and keep its advertisements to itself."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+    # of Lightning 2.6 about itself under torch 2.15
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")  # that is what resuming is
+    warnings.filterwarnings("ignore", message="The number of training batches")  # epochs are logged all the same
