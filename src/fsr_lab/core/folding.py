@@ -21,14 +21,15 @@ _PAIRS: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 def foldable_pairs(model: nn.Module, example: Tensor) -> list[Pair]:
     """Return the convolutions whose output one BatchNorm, and nothing else, consumes.
 
-    Found once per model by watching a forward of one image; pairs that carry a hook (a tap among them) are left
-    as they are, whenever it was added.
+    Found by watching a forward of one image, once per model unless a module is exchanged; pairs that carry a hook
+    (a tap among them) are left as they are, whenever it was added.
 
     Args:
         model: in eval mode.
         example: (N, C, H, W), N at least 1, what the model takes.
     """
-    if model not in _PAIRS:
+    there = set(model.modules())
+    if model not in _PAIRS or any(module not in there for pair in _PAIRS[model] for module in pair):
         _PAIRS[model] = _observe(model, example[:1])
     return [pair for pair in _PAIRS[model] if not any(_is_hooked(module) for module in pair)]
 

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,10 @@ class EvaluationRecord:
     def __post_init__(self) -> None:
         if not self.attacks or self.attacks[0] != CLEAN:
             raise ValueError(f"expected {CLEAN!r} as the first attack of a record, got {self.attacks}")
-        shape = (len(self.attacks), len(self.ids))
-        for field in ("outcome", "margin", "norm"):
+        attacks, samples = len(self.attacks), len(self.ids)
+        shapes = dict.fromkeys(("outcome", "margin", "norm"), (attacks, samples))
+        shapes |= {"labels": (samples,), "forwards": (attacks,), "backwards": (attacks,)}
+        for field, shape in shapes.items():
             if getattr(self, field).shape != shape:
                 raise ValueError(f"expected {field} of shape {shape}, got {getattr(self, field).shape}")
 
@@ -122,7 +125,7 @@ class EvaluationRecord:
         """
         try:
             header = json.loads(path.read_text())
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+            with path.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 arrays = {field: stored[field] for field in _ARRAYS}
             return cls(
                 attacks=tuple(header["attacks"]), threat=Threat(**header["threat"]), name=header["name"],
@@ -130,7 +133,7 @@ class EvaluationRecord:
                 provenance=Provenance(**header["provenance"]),
                 findings=tuple(Finding(*finding) for finding in header["findings"]), **arrays,
             )  # fmt: skip
-        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as err:
+        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
             raise ValueError(f"{path} is not a whole evaluation record ({err}); evaluate again") from err
 
     def _header(self) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def mask_by(route: Route, score: Tensor, tau: float) -> Tensor:
     if route.mask_gradient == "stop":
         return mask.detach()
     if route.mask_gradient == "straight_through":
-        return mask.detach() + score - score.detach()
+        return mask.detach() + (score - score.detach())  # bracketed: the difference is exactly nought
     if route.backward_tau is not None:
         soft = torch.sigmoid(score / route.backward_tau)
-        return mask.detach() + soft - soft.detach()
+        return mask.detach() + (soft - soft.detach())
     return mask

@@ -85,7 +85,7 @@ class FSR(FeatureDefense):
         aux_hidden: int | None = None,
     ) -> None:
         super().__init__()
-        _check_options(tau=tau, width=width, lambda_sep=lambda_sep, lambda_rec=lambda_rec)
+        _check_options(tau=tau, width=width, aux_hidden=aux_hidden, lambda_sep=lambda_sep, lambda_rec=lambda_rec)
         for kind, value, known in (("noise", noise, get_args(Noise)), ("rec_last", rec_last, get_args(RecLast))):
             if value not in known:
                 raise ValueError(unknown(f"FSR {kind}", value, known))
@@ -125,7 +125,8 @@ class FSR(FeatureDefense):
             "p_minus": self._auxiliary_logits(parts.f_minus),
             "p_tilde": self._auxiliary_logits(parts.f_tilde_minus),
         }
-        return DefenseOutput(passed.to(features.dtype), heads | parts._asdict())
+        # a copy: the network's next operation may work in place, and what is filed must not change
+        return DefenseOutput(passed.to(features.dtype, copy=True), heads | parts._asdict())
 
     def separate(self, features: Tensor, route: Route) -> Parts:
         """Compute all parts of (N, C, H, W) features; masks in float32 whatever the features are."""
@@ -179,11 +180,12 @@ def _head(channels: int, num_classes: int, hidden: int | None) -> nn.Module:
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
 
 
-def _check_options(*, tau: float, width: int, lambda_sep: float, lambda_rec: float) -> None:
+def _check_options(*, tau: float, width: int, aux_hidden: int | None, lambda_sep: float, lambda_rec: float) -> None:
     if not tau > 0:
         raise ValueError(f"expected tau above 0, got {tau}")
-    if width < 1:
-        raise ValueError(f"expected width of at least 1, got {width}")
+    for name, channels in (("width", width), ("aux_hidden", aux_hidden)):
+        if channels is not None and channels < 1:
+            raise ValueError(f"expected {name} of at least 1, got {channels}")
     for name, value in (("lambda_sep", lambda_sep), ("lambda_rec", lambda_rec)):
         if not value >= 0:
             raise ValueError(f"expected {name} of at least 0, got {value}")

@@ -65,7 +65,12 @@ def check_adversarial(name: str, x_adv: Tensor, x: Tensor, threat: Threat) -> Te
     Raises:
         ValueError: a NaN, a value outside [0, 1], or a perturbation larger than eps.
     """
-    check_images(x_adv)
+    if x_adv.shape != x.shape:
+        raise ValueError(f"attack {name!r} gave images {tuple(x_adv.shape)} for {tuple(x.shape)}")
+    try:
+        check_images(x_adv)
+    except ValueError as err:
+        raise ValueError(f"attack {name!r} gave no images: {err}") from err
     norm = threat.measure(x_adv, x)
     if float(norm.max()) > threat.eps + NORM_SLACK:
         raise ValueError(

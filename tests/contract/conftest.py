@@ -1,0 +1,64 @@
+"""A test that takes `attack_name` runs once for every YAML of conf/attack, and so on: the folder is the list.
+
+`module_name` runs over the defences that have a module, which is all but `none`.
+"""
+
+import functools
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+PARAMETRISED = ("attack", "defense", "strategy", "model", "experiment")
+TOY = ("dataset=toy", "model=tiny_cnn", "model.batch_norm=true")
+
+
+def pytest_generate_tests(metafunc):
+    for group in PARAMETRISED:
+        if f"{group}_name" in metafunc.fixturenames:
+            metafunc.parametrize(f"{group}_name", _options(group))
+    if "module_name" in metafunc.fixturenames:
+        files = {name: OmegaConf.load(CONF / "defense" / f"{name}.yaml") for name in _options("defense")}
+        metafunc.parametrize("module_name", [name for name, node in files.items() if "module" in node])
+
+
+@pytest.fixture(scope="session")
+def compose_config():
+    """Return the function that composes a verb's config as the command line would: (*overrides, verb="train")."""
+    return _composed
+
+
+@pytest.fixture(scope="session")
+def load_attack():
+    """Return the function that builds an attack by its option: (name, *overrides)."""
+    return _attack
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """Return the overrides of the toy set under a tiny network with BatchNorm."""
+    return TOY
+
+
+def _options(group):
+    folder = CONF / group
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    assert names, f"conf/{group} holds no option"
+    return sorted(names)
+
+
+@functools.cache
+def _composed(*overrides, verb="train"):
+    # what Hydra would know of a running job; the other verbs do not have both keys
+    surroundings = ["paths.run=unused", "label=unused"] if verb != "prepare" else ["paths.run=unused"]
+    with initialize_config_module("fsr_lab.conf", version_base="1.3"):
+        return compose(verb, overrides=[*overrides, *surroundings])
+
+
+@functools.cache
+def _attack(name, *overrides):
+    cfg = _composed("dataset=toy", f"attack@val_attack={name}", *overrides)
+    return instantiate(cfg.val_attack, _convert_="all")

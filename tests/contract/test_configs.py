@@ -1,0 +1,116 @@
+"""Every option of every group composes with the rest, and every experiment builds what it trains."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fsr_lab.core.crafting import Policy
+from fsr_lab.core.threat import Threat
+from fsr_lab.engine.build import build_attacks, build_model, build_policy, build_strategy, build_threat
+
+CONF = Path(__file__).parents[2] / "conf"
+AT = {"attack": "attack@val_attack", "crafting": "crafting@crafting.train"}
+"""Groups that stand at more than one place; elsewhere the group is its own place."""
+
+OPTIONS = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix()
+    for path in CONF.glob("*/**/*.yaml")
+    if path.relative_to(CONF).parts[0] not in ("hydra", "experiment")
+)
+
+
+def resolved(cfg):
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_composes(option, compose_config):
+    group, _, name = option.partition("/")
+    cfg = compose_config(f"{AT.get(group, group)}={name}")
+    assert resolved(cfg)["seed"] == 0
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_verbs_compose_with_one_threat_for_all(verb, compose_config):
+    cfg = compose_config("threat.eps=5/255", "dataset=toy", verb=verb)
+    resolved(cfg)
+    threat = build_threat(cfg)
+    assert threat == Threat(norm="linf", eps=5 / 255)
+    attacks = build_attacks(cfg)
+    assert list(attacks) == ["fgsm", "pgd20", "pgd100", "cw30"]
+    assert {attack.threat for attack in attacks.values()} == {threat}
+    assert {attack.policy for attack in attacks.values()} == {build_policy(cfg)} == {Policy()}
+
+
+def test_prepare_composes(compose_config):
+    assert resolved(compose_config("dataset=cifar10", verb="prepare"))["dataset"]["name"] == "cifar10"
+
+
+def test_the_papers_protocol(compose_config):
+    attacks = build_attacks(compose_config("dataset=cifar10"))
+    found = {
+        name: (attack.steps, attack.relative_step, attack.random_start, type(attack.objective.loss).__name__)
+        for name, attack in attacks.items()
+    }
+    assert found == {
+        "fgsm": (1, 1.0, False, "CrossEntropy"),
+        "pgd20": (20, 0.1, False, "CrossEntropy"),
+        "pgd100": (100, 0.1, False, "CrossEntropy"),
+        "cw30": (30, 0.1, False, "Margin"),
+    }
+    assert attacks["cw30"].objective.loss.kappa == 50
+    assert {attack.threat.eps for attack in attacks.values()} == {8 / 255}
+
+
+def test_training_crafts_as_the_papers_protocol(compose_config):
+    cfg = compose_config("dataset=cifar10")
+    training, validation = build_strategy(cfg).attack, instantiate(cfg.val_attack, _convert_="all")
+    assert (training.steps, training.relative_step, training.random_start) == (10, 0.25, True)
+    assert (validation.steps, validation.relative_step, validation.random_start) == (10, 0.25, False)
+    assert training.threat == validation.threat == Threat(norm="linf", eps=8 / 255)
+
+
+def test_a_step_is_taken_from_the_recipe(compose_config):
+    cfg = compose_config("dataset=cifar10", "dataset.recipe.train_relative_step=0.125")
+    assert build_strategy(cfg).attack.relative_step == 0.125
+
+
+@pytest.mark.parametrize("override", ["attack@val_attack=pgd21", "defense=fsrr", "nonsense=1", "strategy=att"])
+def test_what_does_not_exist_is_refused(override, compose_config):
+    group = override.partition("=")[0].partition("@")[0]
+    with pytest.raises(Exception, match=group) as caught:
+        compose_config(override)
+    assert type(caught.value).__module__.startswith("hydra")
+
+
+def test_every_experiment_builds_what_it_trains(experiment_name, compose_config):
+    cfg = compose_config(f"experiment={experiment_name}")
+    resolved(cfg)
+    assert OmegaConf.is_dict(cfg.claim)
+    assert {"expected", "hardware", "hours"} <= set(cfg.claim)
+    model = build_model(cfg).eval()
+    strategy = build_strategy(cfg)
+    attacks = [*build_attacks(cfg).values(), instantiate(cfg.val_attack, _convert_="all")]
+    if getattr(strategy, "attack", None) is not None:
+        attacks.append(strategy.attack)
+    assert {attack.threat for attack in attacks} == {build_threat(cfg)}
+    shape = cfg.dataset.image_shape
+    assert model(torch.rand(2, *shape)).shape == (2, cfg.dataset.num_classes)
+    assert bool(model.defenses) == (cfg.defense.at is not None)
+
+
+@pytest.mark.parametrize("at", ["block1", "[block1,block2]", "{block1: {tau: 0.5}, block2: null}"])
+def test_a_defence_takes_points_in_three_forms(at, compose_config, toy):
+    model = build_model(compose_config(*toy, f"defense.at={at}"))
+    assert list(model.defenses) == [point for point in ("block1", "block2") if point in at]
+    taus = [defense.tau for defense in model.defenses.values()]
+    assert taus == ([0.5, 0.1] if "tau" in at else [0.1] * len(taus))
+
+
+def test_the_model_is_drawn_from_the_seed(compose_config, toy):
+    one, again, other = (build_model(compose_config(*toy, f"seed={seed}")).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert not torch.equal(one["backbone.fc.weight"], other["backbone.fc.weight"])

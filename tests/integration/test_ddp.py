@@ -1,0 +1,108 @@
+"""One process and two (gloo): the same gradients, the same accuracy, and the jobs that were asked for, no more."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.model.tiny_cnn import TinyCNN
+
+TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
+
+
+def state(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def weights(run):
+    return {name.removeprefix("model.backbone."): value for name, value in state(run)["state_dict"].items()}
+
+
+def test_one_process_and_two_see_the_same_gradients(fsr, tiny, tmp_path):
+    # plain SGD at rate 1: after one step, the weights have changed by the gradient
+    step = (
+        "strategy=at", "strategy.attack.random_start=false", "model.batch_norm=false", "optim=sgd_multistep",
+        "optim.lr=1", "optim.optimizer.momentum=0", "optim.optimizer.weight_decay=0", "trainer.max_steps=1",
+        "dataset.batch_size=33", "dataset.val_size=0", "evaluation=none",
+    )  # fmt: skip
+    for name, devices in (("one", ()), ("two", TWO)):
+        outcome = fsr("train", *tiny, *step, *devices, f"hydra.run.dir={tmp_path / name}")
+        assert outcome.code == 0, outcome.err
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert state(tmp_path / "one")["global_step"] == state(tmp_path / "two")["global_step"] == 1
+    torch.manual_seed(0)
+    initial = TinyCNN(num_classes=4).state_dict()
+    assert one.keys() == two.keys() == initial.keys()
+    for name, before in initial.items():
+        assert (before - one[name]).abs().max() > 1e-3, name
+        assert torch.allclose(one[name], two[name], rtol=0, atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_jobs_in_two_processes_trains_two_jobs_as_well_as_one_process(fsr, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job = (
+        "strategy=at", "strategy.attack.steps=3", "val_attack.steps=3", "defense=fsr", "defense.module.width=8",
+        "optim.lr=0.3", "trainer.max_epochs=4", "seed=0,1",
+    )  # fmt: skip
+    runs = {}
+    for name, devices in (("one", ()), ("two", TWO)):
+        sweep = (f"hydra.sweep.dir={tmp_path / name}", "hydra.sweep.subdir=job${seed}")
+        outcome = fsr("train", "-m", *tiny, *job, *devices, *sweep)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("report: ") == 1
+        runs[name] = sorted(path.parent for path in (tmp_path / name).glob("**/status.json"))
+        assert [run.name for run in runs[name]] == ["job0", "job1"]
+    for one, two in zip(runs["one"], runs["two"], strict=True):
+        # each rank takes half of every batch, so that both make equally many steps
+        assert state(one)["global_step"] == state(two)["global_step"] == 4 * 9
+        assert len(list(two.glob("metrics/version_*"))) == 1
+        mine, theirs = (EvaluationRecord.load(run / "records" / "last.json") for run in (one, two))
+        for attack in ("clean", "pgd20"):
+            assert mine.correct(attack).mean() > 0.8
+            assert theirs.correct(attack).mean() == pytest.approx(mine.correct(attack).mean(), abs=0.1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_ranks_and_the_run_is_continued(tiny, data, tmp_path):
+    run = tmp_path / "run"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "FSR_DATA": str(data), "FSR_RUNS": str(tmp_path / "runs")}
+    script = Path(sys.executable).with_name("fsr")
+    command = [script, "train", *tiny, *TWO, "evaluation=none", "trainer.max_epochs=500", f"hydra.run.dir={run}"]
+    where = {"cwd": tmp_path, "env": env, "text": True}
+    running = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **where
+    )
+    said = []
+    for line in running.stderr:
+        said.append(line)
+        if line.startswith("epoch 3/"):
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process at once
+    running.stderr.close()
+    text = "".join(said)
+    assert running.wait(timeout=60) == 130, text
+    (line,) = [line for line in said if line.startswith("fsr:")]
+    assert f"fsr train resume={run}" in line
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)
+    stopped = state(run)
+    assert stopped["global_step"] >= 3 * 9
+    assert json.loads((run / "status.json").read_text())["state"] == "running"
+    more = stopped["global_step"] // 9 + 1
+    command = [script, "train", f"resume={run}", f"trainer.max_epochs={more}"]
+    done = subprocess.run(command, capture_output=True, check=False, **where)
+    assert done.returncode == 0, done.stderr
+    assert state(run)["global_step"] == more * 9
+
+
+@pytest.mark.slow
+def test_a_wrong_input_in_two_processes_gets_one_line(fsr, tiny, tmp_path, capfd):
+    outcome = fsr("train", *tiny, *TWO, "defense=fsr", "defense.at=blok2", f"hydra.run.dir={tmp_path / 'run'}")
+    assert "block2" in outcome.refusal()
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+
+from fsr_lab.core.types import FeatureShape
+from fsr_lab.model.points import Point, find_module, inspect_points, parse_point
+from fsr_lab.model.resnet import resnet18
+
+
+class Net(nn.Module):
+    """What goes wrong at points: a shared module, one that is skipped, one that gives no feature map."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2)
+        self.relu = nn.ReLU()
+        self.pair = nn.Module()
+        self.pair.forward = lambda x: (x, x)
+        self.unused = nn.Conv2d(6, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        features, _ = self.pair(self.relu(self.relu(self.conv(x))))
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "point"),
+    [
+        ("layer4", Point("layer4", "out")),
+        ("layer4.1:in", Point("layer4.1", "in")),
+        ("relu:instead", Point("relu", "instead")),
+    ],
+)
+def test_a_point_is_a_module_and_a_place(text, point):
+    assert parse_point(text) == point
+
+
+@pytest.mark.parametrize("text", ["layer4:inn", "layer4:out", "layer4:", "layer4:in:in"])
+def test_an_unknown_place_is_refused(text):
+    with pytest.raises(ValueError, match=r"no place named .*, in point") as caught:
+        parse_point(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_layer_that_does_not_exist_gets_its_neighbours():
+    net = resnet18(width=2)
+    assert find_module(net, "layer4.1:in") is net.layer4[1]
+    with pytest.raises(ValueError, match=r"^no layer named 'layr4' in ResNet; close names: \['layer4', ") as caught:
+        find_module(net, "layr4")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no layer named '' in ResNet"):
+        find_module(net, "")
+
+
+def test_shapes_are_those_of_a_forward():
+    points = ["conv1", "layer1", "layer2.0.relu1", "layer3:in", "layer4", "avgpool:in", "avgpool", "layer4:instead"]
+    found = inspect_points(resnet18(width=4), points, (3, 32, 32))
+    assert found == {
+        "conv1": (4, 32, 32),
+        "layer1": (4, 32, 32),
+        "layer2.0.relu1": (8, 16, 16),
+        "layer3:in": (8, 16, 16),
+        "layer4": (32, 4, 4),
+        "avgpool:in": (32, 4, 4),
+        "avgpool": (32, 1, 1),
+        "layer4:instead": (16, 8, 8),  # what stands instead of a module gets that module's input
+    }
+    assert all(isinstance(shape, FeatureShape) for shape in found.values())
+
+
+def test_looking_changes_nothing_and_computes_nothing():
+    net = resnet18(width=4).train()
+    ran = []
+    net.conv1.register_forward_hook(lambda module, inputs, output: ran.append(output.device.type))
+    hooks = [len(module._forward_hooks) for module in net.modules()]
+    values = [value.clone() for value in (*net.parameters(), *net.buffers())]
+    state = torch.get_rng_state()
+    inspect_points(net, ["layer4"], (3, 8, 8))
+    assert ran == ["meta"]
+    assert [len(module._forward_hooks) for module in net.modules()] == hooks
+    assert all(torch.equal(a, b) for a, b in zip((*net.parameters(), *net.buffers()), values, strict=True))
+    assert {value.device.type for value in (*net.parameters(), *net.buffers())} == {"cpu"}
+    assert all(module.training for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("relu", "expected the module at 'relu' to run once per forward, got 2 runs; tap a module that runs once"),
+        ("unused", "expected the module at 'unused' to run once per forward, got 0 runs"),
+        ("fc", r"expected 'fc' to give a \(C, H, W\) activation, got \(4,\); tap an earlier layer"),
+        ("fc:in", r"expected 'fc:in' to give a \(C, H, W\) activation, got \(6,\)"),
+        ("pair", r"expected 'pair' to give a \(C, H, W\) activation, got tuple"),
+    ],
+)
+def test_a_point_that_carries_no_feature_map_is_refused(point, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        inspect_points(Net(), [point], (3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 2, 2)])
+def test_images_that_the_network_cannot_take_are_named(shape):
+    with pytest.raises(ValueError, match=r"; set image_shape, and the model's in_channels, to the data's") as caught:
+        inspect_points(Net(), ["conv"], shape)
+    assert str(caught.value).startswith(f"Net does not take images of shape {shape}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_tied_weights_are_no_obstacle():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+    net[1].weight = net[0].weight
+    assert inspect_points(net, ["1"], (3, 5, 7)) == {"1": (3, 5, 7)}

@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsr_lab.core.route import Route, mask_by
+
+TAU = 0.1
+SCORES = torch.tensor([-30.0, -1.0, -0.2, -0.013, 0.0, 0.007, 0.2, 1.0, 30.0])
+
+
+def gradient(route, score, tau=TAU):
+    score = score.clone().requires_grad_()
+    mask = mask_by(route, score, tau)
+    (found,) = torch.autograd.grad(mask.sum(), score)
+    return found
+
+
+def slope(score, tau):
+    """Return s'(r / tau) / tau by its formula."""
+    s = 1 / (1 + torch.exp(-score / tau))
+    return s * (1 - s) / tau
+
+
+@pytest.mark.parametrize(
+    ("score", "mask"), [(-1, 4.54e-5), (-0.2, 0.119203), (0, 0.5), (0.2, 0.880797), (1, 0.999955)]
+)
+def test_golden_masks(score, mask):
+    assert mask_by(Route(), torch.tensor([float(score)]), TAU).item() == pytest.approx(mask, abs=6e-7)
+
+
+@given(st.floats(-40, 40), st.floats(0.01, 5))
+def test_the_mask_is_a_sigmoid_of_score_over_tau(score, tau):
+    found = mask_by(Route(), torch.tensor([score], dtype=torch.float64), tau).item()
+    assert found == pytest.approx(1 / (1 + math.exp(-max(score / tau, -700))), rel=1e-9, abs=1e-300)
+
+
+def test_a_routes_tau_stands_above_the_modules():
+    score = torch.tensor([0.2])
+    assert mask_by(Route(tau=0.4), score, TAU).item() == pytest.approx(1 / (1 + math.exp(-0.5)))
+    torch.testing.assert_close(gradient(Route(tau=0.4), score), slope(score, 0.4))
+
+
+def test_as_deployed_the_gradient_is_the_masks_own():
+    torch.testing.assert_close(gradient(Route(), SCORES), slope(SCORES, TAU))
+
+
+@pytest.mark.parametrize("route", [Route(backward_tau=1.0), Route(mask_gradient="straight_through")])
+@pytest.mark.parametrize("tau", [TAU, 100.0])
+def test_a_surrogate_gradient_leaves_the_forward_value_alone(route, tau):
+    found = mask_by(route, SCORES, tau)
+    assert torch.equal(found, torch.sigmoid(SCORES / tau))
+    assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_backward_tau_changes_the_gradient_alone():
+    torch.testing.assert_close(gradient(Route(backward_tau=1.0), SCORES), slope(SCORES, 1.0))
+    both = Route(tau=0.05, backward_tau=2.0)
+    torch.testing.assert_close(gradient(both, SCORES), slope(SCORES, 2.0))
+    torch.testing.assert_close(mask_by(both, SCORES, TAU), torch.sigmoid(SCORES / 0.05), atol=1e-6, rtol=0)
+
+
+def test_a_stopped_mask_has_its_value_and_no_gradient():
+    score = SCORES.clone().requires_grad_()
+    mask = mask_by(Route(mask_gradient="stop"), score, TAU)
+    assert not mask.requires_grad
+    assert torch.equal(mask, torch.sigmoid(SCORES / TAU))
+
+
+def test_a_straight_through_mask_passes_the_gradient_on():
+    assert torch.equal(gradient(Route(mask_gradient="straight_through"), SCORES), torch.ones(9))
+
+
+def test_a_given_mask_is_used_as_it_is():
+    score = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    given_mask = torch.rand(1, 3, 1, 1)
+    found = mask_by(Route(mask=given_mask), score, TAU)
+    assert torch.equal(found, given_mask.double().expand(2, 3, 4, 4))
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"part": "f_plu"}, r"no part named 'f_plu'; close names: \['f_plus'"),
+        ({"mask_gradient": "stopp"}, r"no mask gradient named 'stopp'; close names: \['stop'"),
+        ({"tau": 0}, "expected tau above 0, got 0"),
+        ({"tau": -0.1}, "expected tau above 0, got -0.1"),
+        ({"tau": float("nan")}, "expected tau above 0, got nan"),
+        ({"backward_tau": 0}, "expected backward_tau above 0, got 0"),
+        ({"backward_tau": 1.0, "mask_gradient": "stop"}, "they exclude each other"),
+        ({"backward_tau": 1.0, "mask": torch.ones(1)}, "they exclude each other"),
+        ({"mask_gradient": "straight_through", "mask": torch.ones(1)}, "they exclude each other"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Route(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_route_says_what_it_uses():
+    assert Route().uses == {"f_tilde"}
+    assert Route(part="f_plus", tau=1.0).uses == {"f_plus", "tau"}
+    assert Route(mask_gradient="stop").uses == {"f_tilde", "stop"}
+    assert Route(part="f", mask=torch.ones(1)).uses == {"f", "mask"}
+    assert Route(backward_tau=0.5).uses == {"f_tilde", "backward_tau"}
