@@ -4,19 +4,21 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsr_lab.core.suggest import unknown
 
+OVERRIDES = "overrides.yaml"
 CONFIGS = "pkg://fsr_lab.conf"
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -74,7 +76,7 @@ def train(session: Session, cfg: DictConfig) -> None:
     hush_lightning()
     run = Path(HydraConfig.get().runtime.output_dir)
     try:
-        engine.train(cfg, run, command=session.command)
+        engine.train(cfg, run, command=session.command, overrides=list(HydraConfig.get().overrides.task))
     except InterruptedRunError as err:
         again = "the same command continues it" if session.is_sweep else f"continue with: fsr train resume={run}"
         raise InterruptedRunError(f"{err}; {again}") from err
@@ -111,11 +113,12 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
 
 def prepare(session: Session, cfg: DictConfig) -> None:
     """Prepare a dataset and say where it lies."""
+    from fsr_lab.dataset.prepare import load_prepared
     from fsr_lab.engine import build
 
     data = build.build_data(cfg)
     path = data.prepare(force=cfg.force)
-    data.setup()  # verifies what was there already
+    load_prepared(data.name, data.folder)  # verifies what was there already
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -220,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
     """Hand Hydra its own argument list; `sys.argv` stays whole."""
     parser = get_args_parser()
+    parser.error = partial(refuse_arguments, verb)  # type: ignore[method-assign]
     args = parser.parse_args(translate(verb, argv))
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints pages and exits; its errors become our one line
@@ -236,6 +240,11 @@ def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
         raise ValueError("this sweep has no jobs: a glob matched nothing, or a list is empty")
     if session.is_sweep and session.folder is not None and any(session.folder.glob("**/records/*.json")):
         print_report(session.folder)
+
+
+def refuse_arguments(verb: str, message: str) -> NoReturn:
+    """Refuse an option in one line, where argparse would print its usage too."""
+    raise ValueError(f"{message}; fsr {verb} --help lists what there is")
 
 
 def translate(verb: str, argv: Sequence[str]) -> list[str]:
@@ -266,7 +275,7 @@ def overrides_of(run: Path) -> list[str]:
     Raises:
         ValueError: it is not one.
     """
-    stored = run / ".hydra" / "overrides.yaml"
+    stored = run / OVERRIDES  # not Hydra's own, which a refused attempt in the same folder rewrites
     if not stored.is_file():
         raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
     # without what told that run not to resume: here it would clear the directory
@@ -300,6 +309,10 @@ def one_line(err: BaseException) -> str:
         folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / group  # options of nested groups too
         known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
         return unknown(group, name, known or err.options)
+    if isinstance(err, OverrideParseException):
+        return (
+            f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote what has brackets or commas"
+        )
     while isinstance(err, InstantiationException) and err.__cause__ is not None:
         err = err.__cause__
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]

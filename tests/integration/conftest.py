@@ -18,7 +18,7 @@ from fsr_lab.cli import main
 HERE = Path(__file__).parent
 
 TINY = (
-    "dataset=toy", "model=tiny_cnn", "defense=none", "strategy=natural", "optim=sgd_onecycle", "model.batch_norm=true",
+    "dataset=toy", "model=tiny_cnn", "defense=none", "strategy=natural", "optim=sgd_multistep", "model.batch_norm=true",
     "trainer.accelerator=cpu", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "evaluation=quick",
     "test_checkpoints=[last]",
 )  # fmt: skip

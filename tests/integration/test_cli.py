@@ -256,13 +256,6 @@ def test_a_failed_job_does_not_take_the_others_with_it(fsr, tiny, tmp_path):
     assert outcome.out.count("report: ") == 1
 
 
-def test_a_sweep_of_many_overrides_finds_names_for_its_directories(fsr, tiny, tmp_path):
-    outcome = fsr("train", "-m", *tiny, *QUICK, "seed=0", "label=${dataset.name}", "dataset.contrast=0.1")
-    assert outcome.code == 0, outcome.err
-    (run,) = (path.parent for path in tmp_path.glob("runs/train/*/status.json"))
-    assert status(run) == "finished"
-
-
 @pytest.fixture(scope="module")
 def plain(fsr_module, tiny, tmp_path_factory):
     """Return a finished run of one epoch, to be copied by those who change it."""
@@ -305,13 +298,30 @@ def test_another_configuration_is_refused_and_the_run_can_still_be_continued(fsr
     assert state["global_step"] == 4
 
 
-def test_a_finished_run_is_lengthened_by_more_epochs(fsr, tiny, own):
-    outcome = fsr("train", *tiny, *QUICK, f"hydra.run.dir={own}", "trainer.max_epochs=2", "optim=sgd_multistep")
+def test_a_schedule_by_steps_cannot_be_lengthened(fsr, tiny, tmp_path):
+    command = (*tiny, *QUICK, "optim=sgd_onecycle", f"hydra.run.dir={tmp_path / 'run'}")
+    assert fsr("train", *command).code == 0
+    outcome = fsr("train", *command, "trainer.max_epochs=2")
     assert outcome.code == 2
+    assert "trainer.max_epochs: 1 there, 2 here" in outcome.err
+
+
+def test_a_finished_run_is_lengthened_by_more_epochs(fsr, tiny, own):
     outcome = fsr("train", *tiny, *QUICK, f"hydra.run.dir={own}", "trainer.max_epochs=2")
     assert outcome.code == 0, outcome.err
     assert "epoch 2/2" in outcome.err
     assert "epoch 1/2" not in outcome.err
+    assert torch.load(own / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_schedule_of_so_many_steps_is_not_lengthened(fsr, tiny, tmp_path):
+    run = tmp_path / "run"
+    command = ("train", *tiny, *QUICK, "optim=sgd_onecycle", f"hydra.run.dir={run}")
+    assert fsr(*command).code == 0
+    before = stamps(run / "checkpoints")
+    assert "trainer.max_epochs" in fsr(*command, "trainer.max_epochs=2").refusal()
+    assert stamps(run / "checkpoints") == before
+    assert status(run) == "finished"
 
 
 def test_a_literal_paper_run_holds_nothing_out(fsr, tiny, tmp_path):
@@ -380,12 +390,27 @@ def test_prepare_says_where_the_data_lie_and_makes_them_once(fsr, tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"data"}  # no run directory, no log
 
 
-def test_the_installed_script_runs_from_any_directory(tiny, data, tmp_path):
+def run_script(*argv, cwd, env):
     script = Path(sys.executable).with_name("fsr")
+    return subprocess.run([script, *argv], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_installed_script_composes_from_any_directory(tmp_path):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FSR_")}
+    done = run_script("train", "dataset=toy", "threat.eps=4/255", "--cfg", "job", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert (config["threat"]["eps"], config["paths"]["data"], config["paths"]["runs"]) == ("4/255", "data", "runs")
+    refused = run_script("train", "sed=1", cwd=tmp_path, env=env)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_installed_script_trains_from_any_directory(tiny, data, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "FSR_DATA": str(data)}
     env.pop("FSR_RUNS", None)
-    command = [script, "train", *tiny, *QUICK, "name=here"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = run_script("train", *tiny, *QUICK, "name=here", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs" / "here").iterdir()
     assert status(run) == "finished"

@@ -52,7 +52,7 @@ def complaint(reply):
 @pytest.fixture(scope="module")
 def argv(tiny):
     attacked = ("evaluation=none", "+attack@evaluation.attacks.pgd=pgd10_train", "evaluation.attacks.pgd.steps=2")
-    return ("train", *tiny, *SMALL, *attacked)
+    return ("train", *tiny, *SMALL, *attacked, "optim=sgd_onecycle")  # a schedule by steps is the harder case
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +189,10 @@ def test_one_seed_gives_equal_bits(warm, argv, untouched, tmp_path):
 
 def test_moved_data_do_not_hinder_a_resume(warm, untouched, tmp_path):
     run = Path(shutil.copytree(untouched, tmp_path / "run"))
-    moved = {"FSR_DATA": str(tmp_path / "data")}
-    reply = warm.run("train", f"resume={run}", "trainer.max_epochs=3", "evaluation=none", env=moved)
+    reply = warm.run("train", f"resume={run}", "test_samples=7", f"paths.data={tmp_path / 'data'}")
     assert reply.code == 0, reply.err
-    assert state(run)["global_step"] == 3 * STEPS
+    assert state(run)["global_step"] == 2 * STEPS
+    assert list((tmp_path / "data").rglob("*.pt"))
 
 
 def test_two_consecutive_training_steps_start_from_different_noise(fsr, tiny, tmp_path, monkeypatch):

@@ -136,7 +136,8 @@ def test_evaluation_of_a_run_names_what_is_there(fsr, plain):
 
 
 def test_an_attack_outside_the_threat_set_is_refused(fsr, plain):
-    outcome = fsr("evaluate", f"run={plain}", "attack=[fgsm]", "++evaluation.attacks.fgsm.threat.eps=0.5", "device=cpu")
+    wide = "evaluation.attacks.fgsm.threat={_target_: fsr_lab.core.threat.Threat, norm: linf, eps: 0.5}"
+    outcome = fsr("evaluate", f"run={plain}", "attack=[fgsm]", wide, "device=cpu")
     line = outcome.refusal()
     assert "'fgsm' left the threat set" in line
 
@@ -281,12 +282,13 @@ def as_pickle(path, mark):
 def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run_it(fsr, tiny, own, tmp_path, write, trusting):
     mark, weights = tmp_path / "it ran", own / "checkpoints" / "last.ckpt"
     write(weights, mark)
+    (own / "status.json").unlink()  # as of a run that is yet to be continued
     bytes_before = weights.read_bytes()
     network = ("dataset=toy", "model=tiny_cnn", "model.batch_norm=true", "evaluation=none", "device=cpu")
     for argv in (
         ("evaluate", f"run={own}", "evaluation=none", "device=cpu"),
         ("evaluate", f"weights={weights}", *network),
-        ("train", *tiny, *QUICK, f"hydra.run.dir={own}", "trainer.max_epochs=2"),
+        ("train", *tiny, *QUICK, f"hydra.run.dir={own}"),
     ):
         line = fsr(*argv).refusal()
         assert "refused" in line
@@ -303,9 +305,10 @@ def test_a_truncated_checkpoint_is_refused_and_kept(fsr, tiny, own, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     half = path.read_bytes()
+    (own / "status.json").unlink()  # as of a run that is yet to be continued
     for argv in (
         ("evaluate", f"run={own}", "evaluation=none", "device=cpu"),
-        ("train", *tiny, *QUICK, f"hydra.run.dir={own}", "trainer.max_epochs=2"),
+        ("train", *tiny, *QUICK, f"hydra.run.dir={own}"),
     ):
         assert str(path) in fsr(*argv).refusal()
         assert path.read_bytes() == half
@@ -332,9 +335,16 @@ def test_a_damaged_record_is_refused_by_the_report(fsr, own):
 # nothing lost --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resume", ["never", pytest.param("auto", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "wrong", ["dataset.batch_size=1", "defense.at=blok2", "trainer.devices=0", "trainer.accelerator=x"]
+    ("resume", "wrong"),
+    [
+        ("never", "dataset.batch_size=1"),
+        ("never", "trainer.accelerator=x"),
+        pytest.param("never", "defense.at=blok2", marks=pytest.mark.slow),
+        pytest.param("never", "trainer.devices=0", marks=pytest.mark.slow),
+        pytest.param("auto", "dataset.batch_size=1", marks=pytest.mark.slow),
+        pytest.param("auto", "defense.at=blok2", marks=pytest.mark.slow),
+    ],
 )
 def test_a_wrong_input_leaves_a_finished_run_as_it_was(fsr, tiny, own, resume, wrong):
     before = {path: data for path, data in contents(own).items() if path.name != "train.log"}

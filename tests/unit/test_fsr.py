@@ -74,9 +74,7 @@ def test_in_eval_mode_the_mask_is_equation_2_with_equal_draws():
         torch.testing.assert_close(mask.double(), torch.sigmoid(r.to(dtype) / 0.1).double(), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("score", "mask"), [(-1, 4.54e-5), (-0.2, 0.119203), (0, 0.5), (0.2, 0.880797), (1, 0.999955)]
-)
+@pytest.mark.parametrize(("score", "mask"), [(-1, 4.54e-5), (-0.2, 0.119203), (0, 0.5), (0.2, 0.880797), (1, 0.999955)])
 def test_golden_masks(score, mask):
     found = scored(score).eval().separate(torch.ones(1, 1, 1, 1), Route()).mask.item()
     assert found == pytest.approx(mask, abs=6e-7)

@@ -172,9 +172,7 @@ def test_too_few_classes_are_refused():
         losses.targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
 
 
-@pytest.mark.parametrize(
-    "loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.boosted_cross_entropy]
-)
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.boosted_cross_entropy])
 def test_low_precision_logits_are_judged_in_float32(loss):
     logits = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.25]])  # exact in bfloat16
     with torch.autocast("cpu", torch.bfloat16):

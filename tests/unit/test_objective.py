@@ -111,9 +111,7 @@ def test_what_is_prepared_survives_compaction_row_by_row(make, fake, images):
     assert all(len(value) == 5 for value in prepared.values())
     keep = torch.tensor([True, False, True, True, False])
     part = {name: value[keep] for name, value in prepared.items()}
-    torch.testing.assert_close(
-        objective(fake, x_adv[keep], y[keep], part), objective(fake, x_adv, y, prepared)[keep]
-    )
+    torch.testing.assert_close(objective(fake, x_adv[keep], y[keep], part), objective(fake, x_adv, y, prepared)[keep])
 
 
 def test_rows_of_a_forward_are_the_same_samples_everywhere(fake, images):

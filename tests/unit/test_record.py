@@ -50,7 +50,7 @@ def same(left, right):
         and getattr(left, field).dtype == getattr(right, field).dtype
         for field in ARRAYS
     )
-    rest = ("attacks", "threat", "precision", "findings", "provenance", "name")
+    rest = ("attacks", "threat", "precision", "chunk", "settings", "findings", "provenance", "name")
     return arrays and all(getattr(left, field) == getattr(right, field) for field in rest)
 
 

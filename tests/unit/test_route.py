@@ -24,9 +24,7 @@ def slope(score, tau):
     return s * (1 - s) / tau
 
 
-@pytest.mark.parametrize(
-    ("score", "mask"), [(-1, 4.54e-5), (-0.2, 0.119203), (0, 0.5), (0.2, 0.880797), (1, 0.999955)]
-)
+@pytest.mark.parametrize(("score", "mask"), [(-1, 4.54e-5), (-0.2, 0.119203), (0, 0.5), (0.2, 0.880797), (1, 0.999955)])
 def test_golden_masks(score, mask):
     assert mask_by(Route(), torch.tensor([float(score)]), TAU).item() == pytest.approx(mask, abs=6e-7)
 

@@ -20,6 +20,9 @@ CLEAN = "clean"
 PAPER_FOUR = ("fgsm", "pgd20", "pgd100", "cw30")
 """The attacks of the paper's Ensemble (Eq. 6)."""
 
+DAMAGES = (OSError, KeyError, TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file may raise."""
+
 NOT_RUN, WRONG, CORRECT = -1, 0, 1
 
 _ARRAYS = ("outcome", "margin", "norm", "ids", "labels", "forwards", "backwards")
@@ -76,7 +79,7 @@ class EvaluationRecord:
         if not self.attacks or self.attacks[0] != CLEAN:
             raise ValueError(f"expected {CLEAN!r} as the first attack of a record, got {self.attacks}")
         attacks, samples = len(self.attacks), len(self.ids)
-        shapes = dict.fromkeys(("outcome", "margin", "norm"), (attacks, samples))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("outcome", "margin", "norm"), (attacks, samples))
         shapes |= {"labels": (samples,), "forwards": (attacks,), "backwards": (attacks,)}
         for field, shape in shapes.items():
             if getattr(self, field).shape != shape:
@@ -133,7 +136,16 @@ class EvaluationRecord:
                 provenance=Provenance(**header["provenance"]),
                 findings=tuple(Finding(*finding) for finding in header["findings"]), **arrays,
             )  # fmt: skip
-        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as err:
             raise ValueError(f"{path} is not a whole evaluation record ({err}); evaluate again") from err
 
     def _header(self) -> dict[str, Any]:

@@ -36,13 +36,14 @@ UNCOMPARED = (
 """Parts of a config that may change when a run is continued."""
 
 
-def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]:
+def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] = ()) -> list[EvaluationRecord]:
     """Train what a config says into a run directory, then attack its checkpoints; continue what was begun.
 
     Args:
         cfg: composed and resolvable.
         run: the run directory; a checkpoint in it is continued unless `cfg.resume` is "never".
         command: the command line, for provenance.
+        overrides: what the config was composed from, kept so that the run can be resumed by its folder alone.
 
     Returns:
         One record per kept checkpoint.
@@ -62,9 +63,12 @@ def train(cfg: DictConfig, run: Path, *, command: str) -> list[EvaluationRecord]
     # built early, so that what cannot work says so before anything is trained or cleared
     build.build_module(cfg, build.build_model(cfg))
     build.build_attacks(cfg)
+    if ranks_wanted(cfg) == 1:
+        build.build_trainer(cfg)
     if fresh:
         _clear(run)
     write_config(cfg, run)
+    write_text(run / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     about = Provenance.collect(command=command, seed=cfg.seed, hashes={"data": data.data_hash})
     number = len(list(run.glob("provenance*.json")))  # a continued run keeps word of where it began
     write_text(run / f"provenance{number or ''}.json", json.dumps(about.as_dict(), indent=1) + "\n")
@@ -92,6 +96,8 @@ def fit(cfg: DictConfig, run: Path, data: ImageDataModule) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         module.stop_if_diverged()
+    except SystemExit as err:  # what Lightning makes of a second Ctrl-C
+        raise KeyboardInterrupt from err
     finally:
         _finish_trackers(trainer)
 
@@ -239,7 +245,11 @@ def _refuse_other_config(cfg: DictConfig, run: Path) -> None:
     path = run / CONFIG
     if not path.is_file() or not (run / "checkpoints").is_dir():
         return
-    differing = _differences(OmegaConf.to_container(OmegaConf.load(path)), OmegaConf.to_container(cfg, resolve=True))
+    stored = OmegaConf.load(path)
+    differing = _differences(OmegaConf.to_container(stored), OmegaConf.to_container(cfg, resolve=True))
+    if cfg.optim.interval == "step" and stored.trainer.max_epochs != cfg.trainer.max_epochs:
+        # a schedule by steps is laid out for their number, and cannot be lengthened
+        differing.append(f"trainer.max_epochs: {stored.trainer.max_epochs} there, {cfg.trainer.max_epochs} here")
     if differing:
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise ValueError(

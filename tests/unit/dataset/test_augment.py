@@ -43,7 +43,5 @@ def test_half_of_the_images_are_mirrored_and_every_shift_is_as_likely():
 
 
 def test_an_unknown_name_gets_its_neighbours():
-    with pytest.raises(
-        ValueError, match=r"no augmentation named 'pad_crop_flp'; close names: \['pad_crop_flip'"
-    ):
+    with pytest.raises(ValueError, match=r"no augmentation named 'pad_crop_flp'; close names: \['pad_crop_flip'"):
         augmentation("pad_crop_flp")

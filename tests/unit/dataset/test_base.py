@@ -87,9 +87,7 @@ def test_toy_is_learnt_in_a_few_steps(data):
 def test_digits_are_the_bundled_images_enlarged(tmp_path):
     shape = {"name": "digits", "num_classes": 10, "image_shape": (1, 8, 8), "val_size": 144}
     small = opened(Digits(**(COMMON | shape | {"folder": tmp_path / "8", "side": 8})))
-    large = opened(
-        Digits(**(COMMON | shape | {"image_shape": (1, 32, 32), "folder": tmp_path / "32", "side": 32}))
-    )
+    large = opened(Digits(**(COMMON | shape | {"image_shape": (1, 32, 32), "folder": tmp_path / "32", "side": 32})))
     assert len(small.train.y) + len(small.val.y) == 1437
     assert len(small.test.y) == 360
     levels = torch.arange(17) / 16 * 255
@@ -160,9 +158,7 @@ def test_text_is_its_arguments(data):
 
 def test_it_must_be_opened_first(tmp_path):
     data = toy(tmp_path)
-    with pytest.raises(
-        RuntimeError, match=r"dataset toy is not open; call prepare_data\(\) and setup\(\) first"
-    ):
+    with pytest.raises(RuntimeError, match=r"dataset toy is not open; call prepare_data\(\) and setup\(\) first"):
         data.train_dataloader()
     with pytest.raises(FileNotFoundError, match="run: fsr prepare dataset=toy"):
         data.setup()

@@ -108,9 +108,7 @@ def test_archive_folder_and_npz_give_the_same_images(tmp_path):
         extracted(tmp_path / "cifar-10-batches-py", members()),
         npz(tmp_path / "cifar10.npz"),
     )
-    hashes = {
-        opened(cifar10(tmp_path / str(place), source)).data_hash for place, source in enumerate(sources)
-    }
+    hashes = {opened(cifar10(tmp_path / str(place), source)).data_hash for place, source in enumerate(sources)}
     assert len(hashes) == 1
     data = opened(cifar10(tmp_path / "0", sources[0]))
     x, y = images(5)
@@ -142,9 +140,7 @@ def test_anything_but_the_true_images_is_refused_unless_told_otherwise(tmp_path)
     for source in (archive(tmp_path / "a.tar.gz", members()), extracted(tmp_path / "batches", members())):
         with pytest.raises(ValueError, match=r"data_batch_1 of .* is not CIFAR-10's: expected md5 c99cafc1"):
             cifar10(tmp_path, source, verify=True).prepare()
-    with pytest.raises(
-        ValueError, match=r"x_train of .*npz is not CIFAR-10's: expected sha256 47af8b02.*verify=false"
-    ):
+    with pytest.raises(ValueError, match=r"x_train of .*npz is not CIFAR-10's: expected sha256 47af8b02.*verify=false"):
         cifar10(tmp_path, npz(tmp_path / "a.npz"), verify=True).prepare()
 
 
@@ -163,9 +159,7 @@ class CraftedInside(Crafted):
 def test_a_pickle_that_would_run_code_is_refused(crafted, protocol, tmp_path, capsys):
     bad = members() | {"data_batch_3": pickle.dumps(crafted, protocol)}
     for source in (archive(tmp_path / "a.tar.gz", bad), extracted(tmp_path / "batches", bad)):
-        with pytest.raises(
-            ValueError, match=r"data_batch_3 of .*a pickle that would load .*(print|eval) \(refused\)"
-        ):
+        with pytest.raises(ValueError, match=r"data_batch_3 of .*a pickle that would load .*(print|eval) \(refused\)"):
             cifar10(tmp_path, source).prepare()
     assert capsys.readouterr().out == ""
 
@@ -207,9 +201,7 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.tar.gz").write_bytes(b"<html>try again later</html>")
     archive(tmp_path / "elsewhere.tar.gz", members(), base="../outside")
     for name in ("half", "text", "elsewhere"):
-        with pytest.raises(
-            ValueError, match=rf"{name}.tar.gz is damaged: expected the official archive"
-        ) as caught:
+        with pytest.raises(ValueError, match=rf"{name}.tar.gz is damaged: expected the official archive") as caught:
             cifar10(tmp_path, tmp_path / f"{name}.tar.gz").prepare()
         assert "\n" not in str(caught.value)
     assert not (tmp_path.parent / "outside").exists()
@@ -242,8 +234,6 @@ def test_a_damaged_npz_is_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "short.npz", x_train=np.zeros(3))
     npz(tmp_path / "object.npz", y_test=np.array([Crafted()], dtype=object))
     for name in ("half", "short", "object"):
-        with pytest.raises(
-            ValueError, match=rf"{name}.npz is damaged: expected arrays x_train, .*replace"
-        ) as caught:
+        with pytest.raises(ValueError, match=rf"{name}.npz is damaged: expected arrays x_train, .*replace") as caught:
             cifar10(tmp_path, tmp_path / f"{name}.npz").prepare()
         assert "\n" not in str(caught.value)

@@ -114,9 +114,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     path = make(tmp_path)
     size = path.stat().st_size
     os.truncate(path, size // 2)
-    message = (
-        f"mine.pt is damaged: expected {size} bytes, got {size // 2}; run: fsr prepare dataset=mine force"
-    )
+    message = f"mine.pt is damaged: expected {size} bytes, got {size // 2}; run: fsr prepare dataset=mine force"
     with pytest.raises(ValueError, match=message) as caught:
         load_prepared("mine", tmp_path)
     assert "\n" not in str(caught.value)
@@ -125,9 +123,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_a_tampered_file_is_refused(tmp_path):
     path = make(tmp_path)
     changed(path)
-    with pytest.raises(
-        ValueError, match=r"mine.pt was changed: expected x_train \w{12}, got \w{12}.*force=true"
-    ):
+    with pytest.raises(ValueError, match=r"mine.pt was changed: expected x_train \w{12}, got \w{12}.*force=true"):
         load_prepared("mine", tmp_path)
     make(tmp_path, force=True)
     load_prepared("mine", tmp_path)
@@ -136,9 +132,7 @@ def test_a_tampered_file_is_refused(tmp_path):
 def test_a_file_that_is_no_longer_one_of_ours_is_refused(tmp_path):
     path = make(tmp_path)
     path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(
-        ValueError, match=r"mine.pt is damaged: expected a prepared file, got .*force=true"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"mine.pt is damaged: expected a prepared file, got .*force=true") as caught:
         load_prepared("mine", tmp_path)
     assert "\n" not in str(caught.value)
 

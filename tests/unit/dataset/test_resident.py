@@ -8,9 +8,7 @@ from fsr_lab.dataset.resident import ResidentBatches
 
 def make(count=20, **changes):
     """Return batches whose labels are the images' places, so that a pass shows its order."""
-    images = torch.randint(
-        256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(9)
-    )
+    images = torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
     arguments = {"batch_size": 6, "seed": 0, "shuffle": True, "augment": "none", "device": "cpu"}
     return ResidentBatches(images=images, labels=torch.arange(count), **(arguments | changes))
 

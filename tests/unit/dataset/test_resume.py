@@ -54,9 +54,7 @@ class KillAfter(Callback):
 
 
 def batches(*, shuffle):
-    images = torch.randint(
-        256, (COUNT, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
-    )
+    images = torch.randint(256, (COUNT, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     augment = "pad_crop_flip" if shuffle else "none"
     arguments = {"batch_size": BATCH_SIZE, "seed": 0, "augment": augment, "device": "cpu", "shuffle": shuffle}
     return ResidentBatches(images=images, labels=torch.arange(COUNT), **arguments)
