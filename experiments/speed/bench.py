@@ -115,10 +115,14 @@ def in_steps(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> 
     return lambda: step(x, y)
 
 
+class Batches(list[tuple[Tensor, Tensor]]):
+    """A list that Lightning takes for one loader, not for a collection of loaders."""
+
+
 def lightning_pair(device: torch.device, steps: int = 30) -> Pair:
     """Compare `steps` steps of a fit with as many bare ones; a step takes about 100 ms on two CPU cores."""
     cfg = config("defense=none", "strategy=natural", "model.width=24", "dataset.augment=none")
-    data = [batch(48, device) for _ in range(steps)]
+    data = Batches(batch(48, device) for _ in range(steps))
     step = bare_step_on(cfg, device)
     seconds: dict[str, float] = {}
 

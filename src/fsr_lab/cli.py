@@ -311,7 +311,7 @@ def one_line(err: BaseException) -> str:
         return unknown(group, name, known or err.options)
     if isinstance(err, OverrideParseException):
         return (
-            f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote what has brackets or commas"
+            f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
         )
     while isinstance(err, InstantiationException) and err.__cause__ is not None:
         err = err.__cause__

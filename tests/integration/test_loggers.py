@@ -23,6 +23,7 @@ def test_csv_is_the_default_and_loads_no_tracker(warm, tiny, tmp_path):
     assert {"wandb", "tensorboard"}.isdisjoint(reply.modules)
 
 
+@pytest.mark.slow
 def test_no_logger_leaves_no_metrics_and_keeps_both_checkpoints(warm, tiny, tmp_path):
     run = tmp_path / "run"
     reply = warm.run("train", *tiny, *QUICK, "logger=none", f"hydra.run.dir={run}")

@@ -118,6 +118,7 @@ def test_a_killed_job_of_a_sweep_is_resumed_by_its_directory(warm, argv, untouch
     assert_same_records(run, untouched)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_often_ends_as_one_never_touched(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"
     command = (*argv, f"hydra.run.dir={run}")
@@ -149,9 +150,10 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_no_checkpoint(warm, argv, tmp_p
     assert complaint(reply)
 
 
-def test_ctrl_c_in_an_attack_is_one_line_and_the_same_command_attacks_again(warm, argv, tmp_path):
-    run = tmp_path / "run"
-    command = (*argv, "trainer.max_epochs=1", f"hydra.run.dir={run}")
+def test_ctrl_c_in_an_attack_is_one_line(warm, argv, untouched, tmp_path):
+    run = Path(shutil.copytree(untouched, tmp_path / "run"))
+    (run / "status.json").unlink()
+    command = (*argv, f"hydra.run.dir={run}")
     reply = warm.run(*command, stops=[("attack", 0, "SIGINT")])
     assert reply.code == 130
     assert complaint(reply)
@@ -164,6 +166,7 @@ def test_ctrl_c_in_an_attack_is_one_line_and_the_same_command_attacks_again(warm
     assert (status(run), (run / "records" / "last.json").is_file()) == ("finished", True)
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_starts_no_further_job_and_is_continued(warm, argv, untouched, tmp_path):
     verb, *overrides = argv
     command = (verb, "-m", *overrides, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job${seed}")

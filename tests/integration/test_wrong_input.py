@@ -224,10 +224,10 @@ def test_damaged_prepared_data_are_refused_and_the_cure_cures(fsr, tiny, tmp_pat
     assert contents(tmp_path / "data") == before
     cure = re.search(r"run: fsr (prepare dataset=toy.*)$", line)[1]
     assert fsr(*cure.split()).code == 0
-    assert fsr("train", *tiny, *QUICK, "test_checkpoints=[last]").code == 0
+    assert fsr("prepare", "dataset=toy").code == 0  # which verifies what is there
 
 
-@pytest.mark.parametrize("lost", ["toy.pt", "toy.json"])
+@pytest.mark.parametrize("lost", ["toy.pt", pytest.param("toy.json", marks=pytest.mark.slow)])
 def test_missing_prepared_data_are_made_again(fsr, tiny, tmp_path, monkeypatch, lost):
     monkeypatch.setenv("FSR_DATA", str(tmp_path / "data"))
     assert fsr("prepare", "dataset=toy").code == 0
@@ -275,7 +275,7 @@ def as_pickle(path, mark):
     ("write", "trusting"),
     [
         (as_checkpoint, lambda path: torch.load(path, weights_only=False)),
-        (as_pickle, lambda path: pickle.loads(path.read_bytes())),
+        pytest.param(as_pickle, lambda path: pickle.loads(path.read_bytes()), marks=pytest.mark.slow),
     ],
     ids=["a checkpoint", "a bare pickle"],
 )
@@ -367,7 +367,7 @@ class FullDisk(io.FileIO):
         return super().write(data)
 
 
-@pytest.mark.parametrize("when", ["writing", "syncing"])
+@pytest.mark.parametrize("when", ["writing", pytest.param("syncing", marks=pytest.mark.slow)])
 def test_a_full_disk_keeps_the_last_good_checkpoint(fsr, tiny, tmp_path, monkeypatch, when):
     run = tmp_path / "run"
     checkpoint = run / "checkpoints" / "last.ckpt"
@@ -419,7 +419,7 @@ def spoil(monkeypatch, at, spoiled):
     monkeypatch.setattr(Natural, "criterion", criterion)
 
 
-@pytest.mark.parametrize("interval", [1, 50], ids=["looked at every step", "looked at after the epoch"])
+@pytest.mark.parametrize("interval", [50, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(fsr, tiny, tmp_path, monkeypatch, interval):
     run, bad = tmp_path / "run", STEPS + 3
     command = ("train", *tiny, "evaluation=none", f"hydra.run.dir={run}", f"trainer.log_every_n_steps={interval}")
