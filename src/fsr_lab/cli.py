@@ -310,9 +310,7 @@ def one_line(err: BaseException) -> str:
         known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
         return unknown(group, name, known or err.options)
     if isinstance(err, OverrideParseException):
-        return (
-            f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
-        )
+        return f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
     while isinstance(err, InstantiationException) and err.__cause__ is not None:
         err = err.__cause__
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,7 +50,9 @@ def test_a_sweep_of_two_jobs_in_two_processes_trains_two_jobs_as_well_as_one_pro
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = (
         "strategy=at", "strategy.attack.steps=3", "val_attack.steps=3", "defense=fsr", "defense.module.width=8",
-        "optim=sgd_onecycle", "optim.lr=0.2", "trainer.max_epochs=6", "seed=0,1",
+        "optim=sgd_onecycle", "optim.lr=0.1", "trainer.max_epochs=8", "seed=0,1", "dataset.test_size=400",
+        "evaluation.attacks.pgd20.steps=5", "evaluation.attacks.pgd20.relative_step=0.4",
+        f"paths.data={tmp_path / 'data'}",
     )  # fmt: skip
     runs = {}
     for name, devices in (("one", ()), ("two", TWO)):
@@ -59,15 +62,18 @@ def test_a_sweep_of_two_jobs_in_two_processes_trains_two_jobs_as_well_as_one_pro
         assert outcome.out.count("report: ") == 1
         runs[name] = sorted(path.parent for path in (tmp_path / name).glob("**/status.json"))
         assert [run.name for run in runs[name]] == ["job0", "job1"]
-    for one, two in zip(runs["one"], runs["two"], strict=True):
-        # each rank takes half of every batch, so that both make equally many steps
-        assert state(one)["global_step"] == state(two)["global_step"] == 6 * 9
-        assert len(list(two.glob("metrics/version_*"))) == 1
-        mine, theirs = (EvaluationRecord.load(run / "records" / "last.json") for run in (one, two))
-        for attack in ("clean", "pgd20"):
-            print(attack, mine.correct(attack).mean(), theirs.correct(attack).mean())
-            assert mine.correct(attack).mean() > 0.8, attack
-            assert theirs.correct(attack).mean() == pytest.approx(mine.correct(attack).mean(), abs=0.1)
+    withstood = {"one": [], "two": []}
+    for name, found in runs.items():
+        for run in found:
+            # each rank takes half of every batch, so that both make equally many steps
+            assert state(run)["global_step"] == 8 * 9
+            assert len(list(run.glob("metrics/version_*"))) == 1
+            record = EvaluationRecord.load(run / "records" / "last.json")
+            assert record.correct("clean").mean() > 0.95
+            withstood[name].append(record.correct("pgd20").mean())
+    # 400 images and two seeds: a standard error of two points in each, and what seeds do beside
+    assert np.mean(withstood["one"]) > 0.8
+    assert np.mean(withstood["two"]) == pytest.approx(np.mean(withstood["one"]), abs=0.1)
 
 
 @pytest.mark.slow
