@@ -90,5 +90,5 @@ def test_the_tiny_network_has_batch_norm_only_where_asked():
         return [name for name, module in net.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
 
     assert norms(TinyCNN()) == []
-    assert norms(TinyCNN(batch_norm=True)) == ["block1.1", "block2.1"]
+    assert norms(TinyCNN(batch_norm=True)) == ["block1.norm", "block2.norm"]
     assert count(TinyCNN(width=8)) == (27 + 1) * 8 + (72 + 1) * 16 + (16 + 1) * 10

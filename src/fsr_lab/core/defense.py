@@ -19,11 +19,15 @@ class FeatureDefense(nn.Module):
         eval_noise: random at test time by definition (SAP); evaluations then average over draws.
         training_noise: draws noise while its own `training` flag is set, and reads no labels on account of it.
         routes: the parts and mask rules of `Route` that it can follow.
+        needs_clean: its auxiliary loss reads the forward on clean images, which not every strategy makes.
+        follows_backbone_init: initialised as its network initialises itself, where the network says how.
     """
 
     eval_noise: ClassVar[bool] = False
     training_noise: ClassVar[bool] = False
     routes: ClassVar[frozenset[str]] = frozenset()
+    needs_clean: ClassVar[bool] = False
+    follows_backbone_init: ClassVar[bool] = False
 
     def forward(
         self,

@@ -54,6 +54,22 @@ class Progress(NamedTuple):
     step: int
 
 
+class Crafted(NamedTuple):
+    """One batch with the images to train on.
+
+    Attributes:
+        x: (N, C, H, W) clean images in [0, 1].
+        x_adv: (N, C, H, W) what is trained on.
+        y: (N,) int64 labels.
+        attacked: (M,) indices of the samples that were attacked, where some were left clean (curricula); None is all.
+    """
+
+    x: Tensor
+    x_adv: Tensor
+    y: Tensor
+    attacked: Tensor | None = None
+
+
 class StepOutput(NamedTuple):
     """Result of a strategy on one batch.
 
@@ -112,6 +128,9 @@ class Defended(Protocol):
     @property
     def has_attack_terms(self) -> bool: ...
 
+    @property
+    def needs_clean(self) -> bool: ...
+
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward: ...
 
     def attack_terms(self, adv: Forward, y: Tensor, *, clean: Forward | None, loss: SampleLoss) -> Tensor | None: ...
@@ -122,15 +141,30 @@ class Defended(Protocol):
 
 
 class Strategy(Protocol):
-    """How one batch is trained on: an attack and a criterion."""
+    """How one batch is trained on: an attack and a criterion. Calling it crafts, then computes the losses."""
+
+    @property
+    def needs_clean(self) -> bool: ...
+
+    def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Crafted: ...
+
+    def losses(self, model: Defended, crafted: Crafted) -> StepOutput: ...
 
     def __call__(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> StepOutput: ...
 
 
 @runtime_checkable
 class Modifier(Protocol):
-    """Acts around the optimiser step; any number of them compose."""
+    """Acts around the optimiser step, with any strategy; any number of them compose."""
 
-    def before_loss(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> None: ...
+    def before_loss(self, module: nn.Module, loss: Callable[[], Tensor], progress: Progress) -> None:
+        """Act between crafting and the loss; `loss()` is the batch's loss at the weights of the moment."""
+        ...
 
-    def after_optimizer_step(self, module: nn.Module) -> None: ...
+    def after_optimizer_step(self, module: nn.Module) -> None:
+        """Take back what `before_loss` did to the weights."""
+        ...
+
+    def true_weights(self) -> Mapping[str, Tensor]:
+        """Return, by their names in `module`, the weights that a checkpoint must hold instead of the current ones."""
+        ...

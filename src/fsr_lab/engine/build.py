@@ -16,7 +16,7 @@ from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import AtomicCheckpointIO
-from fsr_lab.engine.module import RobustClassifier
+from fsr_lab.engine.module import RobustClassifier, total
 from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
 
 POINTS = ("tap", "stages", "last_blocks", "activations", "convs")
@@ -103,25 +103,37 @@ def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
     optimizer = module.build_optimizer(model.parameters())
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        out = module.strategy(cast(Any, model), x, y, Progress(0, 1, 0))
-        loss = torch.stack(list(out.losses.values())).sum()
+        loss = total(module.training_output(x, y, Progress(0, 1, 0)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        for modifier in module.modifiers:
+            modifier.after_optimizer_step(module)
         return loss.detach()
 
     return step
 
 
 def _defenses(cfg: DictConfig) -> dict[str, DefenseBuilder]:
-    """Read `defense.at`: a point, a list of points, or {point: extra constructor arguments}."""
-    at = OmegaConf.to_container(cfg.defense, resolve=True)["at"]  # type: ignore[index,call-overload]
+    """Read `defense.at`: a point, a list of points, or {point: extra constructor arguments}.
+
+    `defense.place` ("in", "instead") applies to points that name none; `defense.sites` gives extra arguments to each
+    point of a list in turn, the last of them to all that are left.
+    """
+    node = cast(dict[str, Any], OmegaConf.to_container(cfg.defense, resolve=True))
+    at = node["at"]
     if not at:
         return {}
+    if not isinstance(at, Mapping):
+        points = [at] if isinstance(at, str) else at
+        sites = node.get("sites") or [{}]
+        at = {point: sites[min(index, len(sites) - 1)] for index, point in enumerate(points)}
+    place = f":{node['place']}" if node.get("place") else ""
     build = instantiate(cfg.defense.module, _convert_="all")
-    if isinstance(at, Mapping):
-        return {str(point): partial(build, **(extra or {})) for point, extra in at.items()}
-    return dict.fromkeys([at] if isinstance(at, str) else at, build)
+    return {
+        str(point) if ":" in str(point) else f"{point}{place}": partial(build, **(extra or {}))
+        for point, extra in at.items()
+    }
 
 
 def _without(node: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from fsr_lab.core.crafting import judging
-from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
+from fsr_lab.core.types import Attack, Defended, Modifier, Progress, StepOutput, Strategy
 
 OptimizerBuilder = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerBuilder = Callable[..., LRScheduler]
@@ -35,6 +35,9 @@ class RobustClassifier(LightningModule):
         modifiers: act around the optimiser step.
         num_classes: K, for the metrics.
         seed: every step draws from (seed, step, rank), so that a resume in mid-epoch is exact.
+
+    Raises:
+        ValueError: a defence needs what the strategy does not make.
     """
 
     diverged_at: Tensor
@@ -53,6 +56,11 @@ class RobustClassifier(LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        if getattr(model, "needs_clean", False) and not strategy.needs_clean:
+            raise ValueError(
+                f"a defence's loss reads clean images, and {type(strategy).__name__} forwards none; "
+                "train with trades, mart or alp, or let the defence read adversarial images alone"
+            )
         self.model = model
         self.strategy = strategy
         self.val_attack = val_attack
@@ -72,17 +80,31 @@ class RobustClassifier(LightningModule):
         """Return the batch's loss, weighted by this rank's share of the global batch."""
         x, y = batch
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
-        for modifier in self.modifiers:
-            modifier.before_loss(self, batch)
+        share = self._share(batch_idx)
         progress = Progress(self.current_epoch, self.trainer.max_epochs or 0, self.global_step)
-        out = self.strategy(self.model, x, y, progress)  # type: ignore[arg-type]
-        loss = torch.stack(list(out.losses.values())).sum()
+        out = self.training_output(x, y, progress, share)
+        loss = total(out)
         self._flag(loss)
         self.train_acc.update(out.logits.detach(), y)
         values = {f"train/{name}": value.detach() for name, value in out.losses.items()}
         self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
-        return loss * self._share(batch_idx)
+        return loss * share
+
+    def training_output(self, x: Tensor, y: Tensor, progress: Progress, share: float = 1.0) -> StepOutput:
+        """Craft, let the modifiers act, and compute the losses: a step's work, but for the optimiser's.
+
+        Args:
+            x: (N, C, H, W) in [0, 1].
+            y: (N,) int64.
+            progress: where training stands.
+            share: this rank's weight among all ranks.
+        """
+        model = cast(Defended, self.model)
+        crafted = self.strategy.craft(model, x, y, progress)
+        for modifier in self.modifiers:
+            modifier.before_loss(self, lambda: total(self.strategy.losses(model, crafted)) * share, progress)
+        return self.strategy.losses(model, crafted)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.global_step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
@@ -123,6 +145,10 @@ class RobustClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to write weights that are no numbers over good ones."""
         self.stop_if_diverged()
+        # where a callback put an average in its place, the online weights lie beside it
+        online = checkpoint.get("current_model_state", checkpoint["state_dict"])
+        for modifier in self.modifiers:
+            online.update(modifier.true_weights())
         for name, value in checkpoint["state_dict"].items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise TrainingDivergedError(self._diverged(f"{name} was not finite", self.global_step))
@@ -161,6 +187,11 @@ class RobustClassifier(LightningModule):
         """Return this rank's weight under DDP's plain average; 1 in one process and for loaders that do not tell."""
         share = getattr(self.trainer.train_dataloader, "share", None)
         return 1.0 if share is None else float(share(batch_idx))
+
+
+def total(out: StepOutput) -> Tensor:
+    """Return a step's loss: the sum of its terms."""
+    return torch.stack(list(out.losses.values())).sum()
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

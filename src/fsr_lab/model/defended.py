@@ -28,7 +28,8 @@ def attach(
 ) -> "DefendedModel":
     """Put feature defences into a network, at points given by name; their sizes are found, never typed.
 
-    The backbone's code and state-dict keys stay as they are.
+    The backbone's code and state-dict keys stay as they are. A backbone with a method `initialize(module)`, one module
+    at a time, initialises the defences that follow it, as the released VGG and WideResNet do.
 
     Args:
         backbone: any network from images to logits.
@@ -46,6 +47,10 @@ def attach(
     _refuse_tapped(backbone)  # before it is copied for inspection, taps and all
     shapes = inspect_points(backbone, list(defenses), image_shape, num_classes)
     built = {point: build(shape=shapes[point], num_classes=num_classes) for point, build in defenses.items()}
+    initialize = getattr(backbone, "initialize", None)
+    for defense in built.values():
+        if initialize is not None and defense.follows_backbone_init:
+            defense.apply(initialize)
     return DefendedModel(backbone, built)
 
 
@@ -82,6 +87,11 @@ class DefendedModel(nn.Module):
     def has_attack_terms(self) -> bool:
         """Whether a defence adds to what crafting must raise."""
         return any(type(d).attack_terms is not FeatureDefense.attack_terms for d in self.defenses.values())
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether a defence's auxiliary loss reads the forward on clean images."""
+        return any(defense.needs_clean for defense in self.defenses.values())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K)."""

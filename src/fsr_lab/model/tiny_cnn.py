@@ -29,5 +29,9 @@ class TinyCNN(nn.Module):
 
 
 def _block(in_channels: int, channels: int, batch_norm: bool) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=not batch_norm)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU()) if batch_norm else nn.Sequential(conv, nn.ReLU())
+    block = nn.Sequential()
+    block.add_module("conv", nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=not batch_norm))
+    if batch_norm:
+        block.add_module("norm", nn.BatchNorm2d(channels))
+    block.add_module("relu", nn.ReLU())
+    return block

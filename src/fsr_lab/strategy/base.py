@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, cast
 from torch import Tensor
 
 from fsr_lab.core.objective import JointWithAux
-from fsr_lab.core.types import Attack, Defended, Objective, Progress, StepOutput
+from fsr_lab.core.types import Attack, Crafted, Criterion, Defended, Forward, Objective, Progress, StepOutput
 
 
 class _HasObjective(Protocol):
@@ -32,23 +32,61 @@ class Strategy:
         """Return named, weighted scalars from (N, K) logits on adversarial and (if needed) clean images."""
         raise TypeError(f"{type(self).__name__} must define criterion(adv, clean, y)")
 
-    def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Tensor:
-        """Return the images to train on, (N, C, H, W)."""
-        return aimed_at(self.attack, model)(model, x, y)
+    def auxiliary_criterion(self, clean: Tensor | None) -> Criterion:
+        """Return the criterion for a defence's auxiliary logits, given the final logits on clean images."""
+        return self.criterion
+
+    def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Crafted:
+        """Find the images to train on."""
+        return Crafted(x, aimed_at(self.attack, model)(model, x, y), y)
+
+    def forwards(self, model: Defended, crafted: Crafted) -> tuple[Forward | None, Forward]:
+        """Return the forward on clean images, where it is needed, and the one on adversarial images."""
+        clean = model.forward_with_aux(crafted.x, crafted.y) if self.needs_clean else None
+        return clean, model.forward_with_aux(crafted.x_adv, crafted.y)
+
+    def losses(self, model: Defended, crafted: Crafted) -> StepOutput:
+        """Run the forward work on crafted images; gradients are the caller's."""
+        clean, adv = self.forwards(model, crafted)
+        losses = self.criterion(adv.logits, None if clean is None else clean.logits, crafted.y)
+        losses |= self._defense_losses(model, clean, adv, crafted)
+        return StepOutput(losses, adv.logits, crafted.x_adv)
 
     def __call__(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> StepOutput:
-        """Run one training step's forward work; gradients are the caller's."""
-        x_adv = self.craft(model, x, y, progress)
-        clean = model.forward_with_aux(x, y) if self.needs_clean else None
-        adv = model.forward_with_aux(x_adv, y)
-        losses = self.criterion(adv.logits, None if clean is None else clean.logits, y)
-        losses |= model.auxiliary_losses(adv, y, clean=clean, criterion=self.criterion)
-        return StepOutput(losses, adv.logits, x_adv)
+        """Run one training step's work up to its losses."""
+        return self.losses(model, self.craft(model, x, y, progress))
+
+    def _defense_losses(
+        self, model: Defended, clean: Forward | None, adv: Forward, crafted: Crafted
+    ) -> dict[str, Tensor]:
+        """Return the defences' terms on the attacked part of the batch.
+
+        Where nothing was attacked they are computed all the same and weigh nothing: under DDP, a parameter left out
+        of the graph would be an error.
+        """
+        y, attacked, weight = crafted.y, crafted.attacked, 1.0
+        if attacked is not None and len(attacked) == 0:
+            weight = 0.0
+        elif attacked is not None:
+            y, adv = y[attacked], adv.rows(attacked)
+            clean = None if clean is None else clean.rows(attacked)
+        criterion = self.auxiliary_criterion(None if clean is None else clean.logits)
+        terms = model.auxiliary_losses(adv, y, clean=clean, criterion=criterion)
+        return terms if weight else {name: weight * value for name, value in terms.items()}
 
 
 def aimed_at(attack: Attack, model: Defended) -> Attack:
-    """Return the attack with a joint objective where a defence of the model adds to what must be raised."""
-    if not model.has_attack_terms or not is_dataclass(attack) or not hasattr(attack, "objective"):
+    """Return the attack with a joint objective where a defence of the model adds to what must be raised.
+
+    Raises:
+        ValueError: it does, and the attack has no objective to join it with.
+    """
+    if not model.has_attack_terms:
         return attack
+    if not is_dataclass(attack) or not hasattr(attack, "objective"):
+        raise ValueError(
+            f"a defence of this model is trained against an attack on its auxiliary loss too, and "
+            f"{type(attack).__name__} has no objective to join it with; train with a PGD attack"
+        )
     objective = cast(_HasObjective, attack).objective
     return cast(Attack, replace(cast(Any, attack), objective=JointWithAux(objective.loss)))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fsr_lab.core.losses import cross_entropy
-from fsr_lab.core.types import Defended, Progress
+from fsr_lab.core.types import Crafted, Defended, Progress
 from fsr_lab.strategy.base import Strategy
 
 
@@ -13,9 +13,9 @@ class Natural(Strategy):
     def __init__(self) -> None:
         pass
 
-    def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Tensor:
-        """Return the clean images themselves."""
-        return x
+    def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Crafted:
+        """Take the clean images themselves."""
+        return Crafted(x, x, y)
 
     def criterion(self, adv: Tensor, clean: Tensor | None, y: Tensor) -> dict[str, Tensor]:
         """Return {"ce"}."""
