@@ -250,13 +250,16 @@ def refuse_arguments(verb: str, message: str) -> NoReturn:
 def translate(verb: str, argv: Sequence[str]) -> list[str]:
     """Spell out the command line's short forms.
 
-    `train attack=X` is the training attack; `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats
-    the overrides that DIR was started with, in that directory.
+    `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
+    `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats the overrides that DIR was started with, in
+    that directory.
     """
     words = []
     for word in argv:
         if verb == "train" and word.startswith("attack="):
             words.append("attack@strategy." + word)
+        elif verb == "train" and word.startswith("strategy.base="):
+            words.append("strategy@" + word)
         elif verb == "evaluate" and word.startswith("attack="):
             names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",") if name.strip()]
             if not names:

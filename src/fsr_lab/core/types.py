@@ -40,8 +40,8 @@ class Forward(NamedTuple):
     logits: Tensor
     aux: Mapping[str, Mapping[str, Tensor]]
 
-    def rows(self, keep: Tensor) -> "Forward":
-        """Return the part of the batch that an index or boolean (N,) selects."""
+    def rows(self, keep: Tensor | slice) -> "Forward":
+        """Return the part of the batch that a slice, an index or a boolean (N,) selects."""
         aux = {point: {key: value[keep] for key, value in named.items()} for point, named in self.aux.items()}
         return Forward(self.logits[keep], aux)
 
