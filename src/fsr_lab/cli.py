@@ -268,8 +268,23 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
         elif verb == "train" and word.startswith("resume=") and word not in ("resume=auto", "resume=never"):
             words = [*overrides_of(Path(word[len("resume=") :])), *words]
         else:
-            words.append(word)
+            words.append(quoted_path(word))
     return words
+
+
+def quoted_path(word: str) -> str:
+    """Quote `key=PATH` where PATH is there and Hydra would take its commas and brackets for a sweep or a list."""
+    key, _, value = word.partition("=")
+    plain = value.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum()
+    if plain or not value or value[0] in "'\"[{" or not Path(value).exists():
+        return word
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Return a text as a quoted string of Hydra's grammar."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def overrides_of(run: Path) -> list[str]:
@@ -283,8 +298,7 @@ def overrides_of(run: Path) -> list[str]:
         raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
     # without what told that run not to resume: here it would clear the directory
     kept = [str(word) for word in OmegaConf.load(stored) if not str(word).lstrip("+").startswith("resume=")]
-    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
-    return [*kept, "hydra.mode=RUN", f"hydra.run.dir='{quoted}'"]  # unquoted, a comma would be a sweep
+    return [*kept, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(run))}"]  # unquoted, a comma would be a sweep
 
 
 def report_arguments(argv: Sequence[str]) -> None:
