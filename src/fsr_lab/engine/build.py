@@ -93,17 +93,24 @@ def build_policy(cfg: DictConfig) -> Policy:
     return cast(Policy, instantiate(cfg.crafting.evaluate))
 
 
-def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def bare_step(
+    cfg: DictConfig, progress: Progress = Progress(epoch=0, max_epochs=1, step=0)
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return one complete optimiser step, crafting included, outside any Trainer: what benches time.
 
     The function takes x (N, C, H, W) in [0, 1] and y (N,), updates the model it closes over, and returns the loss.
+    Callbacks, weight averaging among them, are the Trainer's and do not run.
+
+    Args:
+        cfg: composed as for `fsr train`.
+        progress: where training is taken to stand, for curricula.
     """
     module = build_module(cfg, build_model(cfg))
     model = module.model.train()
     optimizer = module.build_optimizer(model.parameters())
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        loss = total(module.training_output(x, y, Progress(0, 1, 0)))
+        loss = total(module.training_output(x, y, progress))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
