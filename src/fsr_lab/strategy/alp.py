@@ -7,8 +7,8 @@ from torch import Tensor
 from fsr_lab.core.losses import cross_entropy, full_precision
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Attack
+from fsr_lab.core.units import nonnegative
 from fsr_lab.strategy.base import Strategy
-from fsr_lab.strategy.weights import nonnegative
 
 Form = Literal["mixed", "adversarial"]
 Paired = Literal["logits", "probs"]

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fsr_lab.core.losses import boosted_cross_entropy, full_precision
 from fsr_lab.core.types import Attack, Criterion
+from fsr_lab.core.units import nonnegative
 from fsr_lab.strategy.base import Strategy
-from fsr_lab.strategy.weights import nonnegative
 
 
 class MART(Strategy):

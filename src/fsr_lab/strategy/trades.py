@@ -4,8 +4,8 @@ from torch import Tensor
 
 from fsr_lab.core.losses import cross_entropy, kl
 from fsr_lab.core.types import Attack
+from fsr_lab.core.units import nonnegative
 from fsr_lab.strategy.base import Strategy
-from fsr_lab.strategy.weights import nonnegative
 
 
 class TRADES(Strategy):
