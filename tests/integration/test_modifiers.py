@@ -106,6 +106,15 @@ def test_seat_is_at_with_its_average_and_joins_other_modifiers(fsr, tiny, tmp_pa
     assert "fsr_lab.strategy.at.AT" in config
 
 
+def test_averages_do_not_disturb_the_training(fsr, tiny, tmp_path):
+    averages = ("modifier=[ema,swa]", "modifier.swa.start_epoch=1", "modifier.swa.bn_batches=2")
+    for name, more in (("without", ()), ("with", averages)):
+        command = ("strategy=at", *SMALL, "evaluation=none", "test_checkpoints=[]", f"hydra.run.dir={tmp_path / name}")
+        outcome = fsr("train", *tiny, *command, *more)
+        assert outcome.code == 0, outcome.err
+    assert_same(checkpoint(tmp_path / "with")["state_dict"], checkpoint(tmp_path / "without")["state_dict"])
+
+
 def test_one_network_under_two_names_is_attacked_once(fsr, tiny, tmp_path):
     run = tmp_path / "run"
     command = ("modifier=[swa]", "modifier.swa.start_epoch=1", "modifier.swa.bn_batches=0", "trainer.max_epochs=1")

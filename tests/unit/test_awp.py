@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional
 
@@ -21,6 +21,10 @@ from fsr_lab.modifier.awp import AWP
 from fsr_lab.strategy.at import AT
 
 START = Progress(epoch=0, max_epochs=2, step=0)
+
+
+class Loader(list):
+    """Batches; a bare list would be several loaders to Lightning."""
 
 
 def state(module):
@@ -296,3 +300,20 @@ def test_crafting_sees_the_true_weights(module, batch):
     monitored = state(module.model)
     module.training_output(*batch, START)
     assert_same(seen[0], monitored)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")  # of Lightning about itself
+def test_validation_between_accumulated_batches_sees_the_true_weights(module, batch):
+    seen = []
+    attack = module.val_attack
+    module.val_attack = lambda model, x, y: seen.append(weights_of(state(model))) or attack(model, x, y)
+    before = weights_of(state(module.model))
+    trainer = Trainer(
+        max_epochs=1, accumulate_grad_batches=2, val_check_interval=1, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=False,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, Loader([batch] * 2), Loader([batch]))
+    assert len(seen) == 2
+    assert_same(seen[0], before)
+    assert not torch.equal(seen[1]["backbone.fc.weight"], before["backbone.fc.weight"])

@@ -72,6 +72,9 @@ class Averaging(Callback, ABC):
                 average.load_state_dict({name.removeprefix(_PREFIX): value for name, value in self._stored.items()})
         self._stored = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -96,10 +99,10 @@ class Averaging(Callback, ABC):
                 torch.distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "step": self._step}
+        return {"updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates, self._step = state_dict["updates"], state_dict["step"]
+        self.updates = state_dict["updates"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """File the average under `averages`; `state_dict` stays the online network, whose optimiser is beside it."""
