@@ -16,9 +16,10 @@ from fsr_lab.defense.fsr import FSR
 from fsr_lab.engine.module import RobustClassifier
 from fsr_lab.model.defended import attach
 from fsr_lab.model.tiny_cnn import TinyCNN
-from fsr_lab.modifier.averaging import EMA, SWA
 from fsr_lab.modifier.awp import AWP
+from fsr_lab.modifier.ema import EMA
 from fsr_lab.modifier.recalibration import recalibrate
+from fsr_lab.modifier.swa import SWA
 from fsr_lab.strategy.at import AT
 from fsr_lab.strategy.natural import Natural
 

@@ -1,9 +1,8 @@
-"""Averages of the weights along training, kept beside them: EMA, SEAT's among them, and SWA."""
+"""The template of weight averages: a copy of the network, updated along training and kept beside it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from copy import copy, deepcopy
-from itertools import chain, islice
+from copy import deepcopy
+from itertools import chain
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
@@ -11,8 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fsr_lab.core.types import Defended, Progress, Strategy
-from fsr_lab.modifier.recalibration import recalibrate
+from fsr_lab.core.types import Strategy
 
 _PREFIX = "model."
 
@@ -127,91 +125,6 @@ class Averaging(Callback, ABC):
         if average is module.model:
             average = module.averages[self.name] = deepcopy(module.model).requires_grad_(False).eval()
         return average
-
-
-class EMA(Averaging):
-    """Exponential moving average, after every optimiser step: theta_e <- d theta_e + (1 - d) theta.
-
-    With `warm_up` it is the self-ensemble of SEAT (Wang and Wang, ICLR 2022, arXiv:2203.09678): d(t) = min(decay,
-    (t + 1) / (t + 10)), t counting steps from 0, so that the untrained network is soon forgotten. The online network
-    alone crafts, and takes the gradients.
-
-    Args:
-        decay: d, or what it rises to.
-        warm_up: whether it rises.
-        name: see `Averaging`.
-
-    Raises:
-        ValueError: a decay outside [0, 1).
-    """
-
-    begins_untrained: ClassVar[bool] = True
-
-    def __init__(self, *, decay: float = 0.999, warm_up: bool = True, name: str = "ema") -> None:
-        super().__init__(name=name)
-        if not 0 <= decay < 1:
-            raise ValueError(f"expected the decay of {name} in [0, 1), got {decay}; 0.995 to 0.9999 are usual")
-        self.decay = decay
-        self.warm_up = warm_up
-
-    def decay_now(self, trainer: Trainer) -> float:
-        """Return d(t)."""
-        rising = (self.updates + 1) / (self.updates + 10)
-        return min(self.decay, rising) if self.warm_up else self.decay
-
-
-class SWA(Averaging):
-    """Running mean of the weights at the ends of the last epochs (Izmailov et al., UAI 2018, arXiv:1803.05407).
-
-    After each of its epochs, before the epoch is validated, BatchNorm's statistics are estimated anew (see
-    `recalibrate`) on training images of the coming epoch, crafted by the strategy against the average.
-    Differs from the paper: adversarial images, and neither a constant nor a cyclic learning rate.
-
-    Args:
-        start_epoch: the first epoch that counts, itself counted from 1: 75 is the protocol's first learning-rate drop.
-        bn_batches: on how many batches the statistics are estimated; 0 averages them as the weights.
-        name: see `Averaging`.
-
-    Raises:
-        ValueError: a start before the first epoch or after the last, or a negative number of batches.
-    """
-
-    begins_untrained: ClassVar[bool] = False
-
-    def __init__(self, *, start_epoch: int = 75, bn_batches: int = 50, name: str = "swa") -> None:
-        super().__init__(name=name)
-        if start_epoch < 1:
-            raise ValueError(f"expected start_epoch of {name} of at least 1, the first epoch, got {start_epoch}")
-        if bn_batches < 0:
-            raise ValueError(f"expected bn_batches of {name} of at least 0, got {bn_batches}; 0 estimates nothing anew")
-        self.start_epoch = start_epoch
-        self.bn_batches = bn_batches
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        last = trainer.max_epochs
-        if last is not None and 0 < last < self.start_epoch:
-            raise ValueError(
-                f"{self.name} would begin in epoch {self.start_epoch}, after the last, {last}, and average nothing; "
-                f"give modifier.{self.name}.start_epoch={max(1, 3 * last // 4)}, or more epochs"
-            )
-
-    def decay_now(self, trainer: Trainer) -> float | None:
-        """Return n / (n + 1) at the end of each epoch that counts."""
-        if not trainer.is_last_batch or trainer.current_epoch + 1 < self.start_epoch:
-            return None
-        return self.updates / (self.updates + 1)
-
-    def complete(self, trainer: Trainer, module: Averaged, average: nn.Module) -> None:
-        """Estimate BatchNorm's statistics anew."""
-        if self.bn_batches:
-            recalibrate(average, self._adversarial(trainer, module, average))
-
-    def _adversarial(self, trainer: Trainer, module: Averaged, average: nn.Module) -> Iterator[Tensor]:
-        # a copy of the loader, with a place of its own: training goes on where it stands
-        loader = cast(Iterable[tuple[Tensor, Tensor]], copy(trainer.train_dataloader))
-        progress = Progress(trainer.current_epoch, trainer.max_epochs or 0, trainer.global_step)
-        for x, y in islice(loader, self.bn_batches):
-            yield module.strategy.craft(cast(Defended, average), x, y, progress).x_adv
 
 
 @torch.no_grad()
