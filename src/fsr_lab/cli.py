@@ -95,13 +95,14 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     name = cfg.label
     if cfg.run is not None:
         cfg, path = with_run(cfg, list(HydraConfig.get().overrides.task))
-        name = name or f"{cfg.label} ({cfg.checkpoint})"
     else:
         path = Path(cfg.weights)
-        name = name or path.name
+    kept = checkpoints.kept_weights(path)
+    words = [path.stem, cfg.average or kept[0]] if len(kept) > 1 else [path.stem]
+    name = name or (f"{cfg.label} ({', '.join(words)})" if cfg.run else ", ".join([path.name, *words[1:]]))
     data = engine.opened_data(cfg)
     model = build.build_model(cfg)
-    checkpoints.load_weights(model, path)
+    checkpoints.load_weights(model, path, cfg.average)
     record = engine.evaluate_model(
         cfg, model, data, name=name, command=session.command, device=engine.best_device(cfg.device)
     )
@@ -321,11 +322,12 @@ def usage() -> str:
 
 def one_line(err: BaseException) -> str:
     """Return an error's cause and cure in one line, out of the wrappings that Hydra puts around it."""
-    if isinstance(err, MissingConfigException) and err.missing_cfg_file and err.options:
+    if isinstance(err, MissingConfigException) and err.missing_cfg_file:
         group, _, name = err.missing_cfg_file.partition("/")
         folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / group  # options of nested groups too
         known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
-        return unknown(group, name, known or err.options)
+        if known := known or list(err.options or []):  # Hydra tells none where the group takes a list
+            return unknown(group, name, known)
     if isinstance(err, OverrideParseException):
         return f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
     while isinstance(err, InstantiationException) and err.__cause__ is not None:

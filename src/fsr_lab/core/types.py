@@ -158,11 +158,11 @@ class Modifier(Protocol):
     """Acts around the optimiser step, with any strategy; any number of them compose."""
 
     def before_loss(self, module: nn.Module, loss: Callable[[], Tensor], progress: Progress) -> None:
-        """Act between crafting and the loss; `loss()` is the batch's loss at the weights of the moment."""
+        """Act between crafting and the loss; `loss()` is the batch's loss, in training mode, at the current weights."""
         ...
 
     def after_optimizer_step(self, module: nn.Module) -> None:
-        """Take back what `before_loss` did to the weights."""
+        """Take back what `before_loss` did to the weights; also called where a batch ends without a step."""
         ...
 
     def true_weights(self) -> Mapping[str, Tensor]:

@@ -57,7 +57,7 @@ def build_strategy(cfg: DictConfig) -> Strategy:
 
 
 def build_modifiers(cfg: DictConfig) -> list[Modifier | Callback]:
-    """Build what acts around the optimiser step: modifiers of ours, or Lightning's averaging callbacks."""
+    """Build what acts around the optimiser step: modifiers, or callbacks that average."""
     return [instantiate(node, _convert_="all") for node in (cfg.get("modifier") or {}).values()]
 
 
@@ -65,8 +65,9 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"expected trainer.max_epochs of at least 1, got {cfg.trainer.max_epochs}")
-    callbacks = [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
-    callbacks += [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
+    # averages first: they must have seen a step before a callback saves it
+    callbacks = [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
+    callbacks += [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
     loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
     # an empty validation loader would be a warning at every run without a held-out split
     unvalidated = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
