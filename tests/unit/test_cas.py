@@ -1,6 +1,7 @@
 """CAS: whose row of the probe scales the channels, and what its loss and its crafting objective are worth."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import FeatureShape, Forward
 from fsr_lab.defense.cas import CAS
 from fsr_lab.defense.fsr import FSR
+from fsr_lab.evaluation.counting import Counted
 from fsr_lab.model.defended import attach
 from fsr_lab.model.tiny_cnn import TinyCNN
 from fsr_lab.strategy.base import aimed_at
@@ -168,6 +170,20 @@ def test_training_crafts_on_the_joint_loss():
     defended = {name: attach(TinyCNN(num_classes=4), {"block2": name}, (3, 8, 8), 4) for name in (CAS, FSR)}
     assert aimed_at(pgd, defended[CAS]).objective == JointWithAux(CrossEntropy())
     assert aimed_at(pgd, defended[FSR]) is pgd
+
+
+def test_an_evaluation_attacks_the_joint_loss_and_counts_its_passes(batch):
+    x, y = batch
+    model = attach(TinyCNN(num_classes=4), {"block1": CAS, "block2": CAS}, (3, 8, 8), 4).eval()
+    pgd = PGD(threat=Threat(norm="linf", eps=0.1), steps=3, relative_step=0.5, random_start=False)
+    joint = replace(pgd, objective=JointWithAux(CrossEntropy()))
+    counted = Counted(model)
+    found = joint(counted, x, y)
+    assert (counted.forwards, counted.backwards) == (3 * 8, 3 * 8)
+    assert torch.equal(found, joint(model, x, y))
+    assert not torch.equal(found, pgd(model, x, y))
+    raised = [JointWithAux(CrossEntropy())(model, images, y, {}).mean() for images in (pgd(model, x, y), found)]
+    assert raised[1] > raised[0]
 
 
 def test_beside_another_defence_each_keeps_its_own_mean(batch):

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fsr_lab.core.types import FeatureShape
 from fsr_lab.defense.fd import FD, attended, dot_product_mean, local_mean, local_median
@@ -117,6 +118,14 @@ def test_gradients_pass_the_gate_once_it_is_open(kernel):
         gate = {"norm.weight", "norm.bias"}
         assert reached == ({name for name, _ in defense.named_parameters()} if is_open else gate)
         nn.init.ones_(defense.norm.weight)
+
+
+@pytest.mark.parametrize(("size", "smaller"), [((3, 4), 6), ((2, 2), 4)])
+def test_dot_products_take_the_smaller_matrix(size, smaller):
+    with FlopCounterMode(display=False) as counter:
+        dot_product_mean(torch.randn(2, 6, *size))
+    # two products of 6 channels by the pixels by the smaller of both, two operations each
+    assert counter.get_total_flops() == 2 * 2 * 2 * 6 * size[0] * size[1] * smaller
 
 
 def test_embeddings_start_small_and_have_half_the_channels():

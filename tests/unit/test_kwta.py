@@ -90,6 +90,12 @@ def test_broken_activations_are_not_hidden(bad):
         assert kept(0.2, over, features)[1].isfinite().all()
 
 
+def test_an_infinite_loser_is_nought():
+    features = FEATURES.clone()
+    features[0, 0, 0, 2] = -torch.inf
+    assert kept(0.5, "space", features)[0, 0, 0, 2] == 0
+
+
 def test_memory_order_does_not_matter():
     features = torch.randn(2, 4, 5, 6)
     ordered = features.contiguous(memory_format=torch.channels_last)
