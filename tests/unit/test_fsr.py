@@ -57,7 +57,8 @@ def fsr():
 
 def parts_of(defense, features, route=None):
     """Return all parts under the noise of the moment."""
-    return defense.separate(features, defense.draw(features), route or Route())
+    score = defense.score(features)
+    return defense.separate(features, score, defense.draw(features, score), route or Route())
 
 
 def scored(score, **options):

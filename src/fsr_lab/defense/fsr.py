@@ -1,10 +1,9 @@
 """Feature Separation and Recalibration (Kim et al., CVPR 2023, arXiv:2303.13846)."""
 
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
 from fsr_lab.core.route import MaskGradient, Part, Route
@@ -20,7 +19,7 @@ from fsr_lab.defense.fsr_losses import (
     forwards_read,
     wrong_class,
 )
-from fsr_lab.defense.fsr_nets import RecLast, bottleneck, head, run, run_again
+from fsr_lab.defense.fsr_nets import RecLast, Run, bottleneck, head, run, run_again
 from fsr_lab.defense.masks import EvalMask, Granularity, drawn, has_temperature, learnt_mask, pooled
 from fsr_lab.defense.unlearnt_masks import coin_flips, fixed_half, unlearnt_mask
 
@@ -168,8 +167,9 @@ class FSR(FeatureDefense):
         """Separate, recalibrate and recombine; see `FeatureDefense.forward`. Only mask="attribution" uses labels."""
         if features.shape[1] != self.channels:
             raise ValueError(f"expected features of {self.channels} channels, got {features.shape[1]}")
-        route, noise = route or Route(), self.draw(features)
-        parts = self.separate(features, noise, route, targets)
+        route, score = route or Route(), self.score(features)
+        noise = self.draw(features, score)
+        parts = self.separate(features, score, noise, route, targets)
         passed = self._part(route.part, features, parts)
         if not want_aux:
             return DefenseOutput(passed.to(features.dtype), {})
@@ -184,29 +184,44 @@ class FSR(FeatureDefense):
         # a copy: the network's next operation may work in place, and what is filed must not change
         return DefenseOutput(passed.to(features.dtype, copy=True), heads | filed)
 
+    def score(self, features: Tensor, *, run: Run = run) -> Tensor | None:
+        """Return r in float32, pooled as the granularity says, or None if it is not learnt; `run` runs the net."""
+        if self.separation is None:
+            return None
+        return pooled(_full(run(self.separation, features)), self.granularity)
+
+    def draw(self, features: Tensor, score: Tensor | None) -> Tensor | None:
+        """Draw the mask's noise, if it is to have some now."""
+        if not (self.eval_noise or (self.training_noise and self.training)):
+            return None
+        if score is None:
+            return coin_flips(pooled(_full(features.detach()), self.granularity))
+        return drawn(self.mask, score.detach())
+
     def separate(
         self,
         features: Tensor,
+        score: Tensor | None,
         noise: Tensor | None,
         route: Route,
         targets: Tensor | None = None,
         *,
-        run: Callable[[nn.Module, Tensor], Tensor] = run,
+        run: Run = run,
     ) -> Parts:
         """Compute all parts of (N, C, H, W) features; masks in float32 whatever the features are.
 
         Args:
             features: f.
+            score: what `score` gave for them.
             noise: what `draw` gave for them.
             route: how to run.
             targets: (N,) labels, for mask="attribution".
-            run: runs a net.
+            run: runs the Recalibration Net.
         """
         repair = self.recalibration
         if not self.use_sep:
             assert repair is not None
             return Parts(None, None, None, None, None, features + run(repair, features))
-        score = None if self.separation is None else pooled(_full(run(self.separation, features)), self.granularity)
         mask = self._mask(features, score, noise, route, targets).expand_as(features)
         score = None if score is None else score.expand_as(features)
         f_plus, f_minus = mask * features, (1 - mask) * features
@@ -241,13 +256,6 @@ class FSR(FeatureDefense):
         if self.use_rec:
             terms["rec"] = self.lambda_rec * term("p_tilde", y)
         return terms
-
-    def draw(self, features: Tensor) -> Tensor | None:
-        """Draw the mask's noise for (N, C, H, W) features, if it is to have some now."""
-        if not (self.eval_noise or (self.training_noise and self.training)):
-            return None
-        like = pooled(_full(features.detach()), self.granularity)
-        return coin_flips(like) if self.mask == "random" else drawn(self.mask, like)
 
     def _mask(
         self, features: Tensor, score: Tensor | None, noise: Tensor | None, route: Route, targets: Tensor | None
@@ -288,7 +296,8 @@ class FSR(FeatureDefense):
             return parts
         if self.detach_f_for_aux:
             features = features.detach()
-            parts = self.separate(features, noise, route, targets, run=run_again)
+            score = self.score(features, run=run_again)
+            parts = self.separate(features, score, noise, route, targets, run=run_again)
         if self.detach_mask_in_rec and parts.mask is not None and self.recalibration is not None:
             left = 1 - parts.mask.detach()
             repaired = left * features + left * run_again(self.recalibration, left * features)

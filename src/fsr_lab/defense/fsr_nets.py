@@ -1,11 +1,13 @@
 """The nets of FSR, and the two ways to run one."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 RecLast = Literal["conv", "conv_bn", "conv_bn_relu"]
+Run = Callable[[nn.Module, Tensor], Tensor]
 
 
 def bottleneck(channels: int, width: int, *, last: RecLast) -> nn.Sequential:
