@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.route import MaskGradient, Part, Route
 from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward
 from fsr_lab.defense import fsr_options as options
@@ -179,7 +180,9 @@ class FSR(FeatureDefense):
             "p_minus": read.f_minus,
             "p_tilde": read.f_tilde_minus if self.use_sep else read.f_tilde,
         }
-        heads = {key: _full(self.aux_head(part.mean((2, 3)))) for key, part in tested.items() if part is not None}
+        heads = {
+            key: full_precision(self.aux_head(part.mean((2, 3)))) for key, part in tested.items() if part is not None
+        }
         filed = {key: part for key, part in parts._asdict().items() if part is not None}
         # a copy: the network's next operation may work in place, and what is filed must not change
         return DefenseOutput(passed.to(features.dtype, copy=True), heads | filed)
@@ -188,14 +191,14 @@ class FSR(FeatureDefense):
         """Return r in float32, pooled as the granularity says, or None if it is not learnt; `run` runs the net."""
         if self.separation is None:
             return None
-        return pooled(_full(run(self.separation, features)), self.granularity)
+        return pooled(full_precision(run(self.separation, features)), self.granularity)
 
     def draw(self, features: Tensor, score: Tensor | None) -> Tensor | None:
         """Draw the mask's noise, if it is to have some now."""
         if not (self.eval_noise or (self.training_noise and self.training)):
             return None
         if score is None:
-            return coin_flips(pooled(_full(features.detach()), self.granularity))
+            return coin_flips(pooled(full_precision(features.detach()), self.granularity))
         return drawn(self.mask, score.detach())
 
     def separate(
@@ -262,15 +265,15 @@ class FSR(FeatureDefense):
     ) -> Tensor:
         """Return m, in a shape that expands to that of the features."""
         if route.mask is not None:
-            return _full(route.mask.to(features.device))
+            return full_precision(route.mask.to(features.device))
         if score is not None:
             as_trained = self.training or noise is not None or self.eval_mask == "own"
             kind = self.mask if as_trained else self.eval_mask
             return learnt_mask(kind, score, noise, self.tau, route, samples=self.mc_samples)
         y = targets if self.training else None
         return unlearnt_mask(
-            self.mask, _full(features.detach()), granularity=self.granularity, noise=noise, fixed=self.fixed_mask,
-            head=self.aux_head, y=y,
+            self.mask, full_precision(features.detach()), granularity=self.granularity, noise=noise,
+            fixed=self.fixed_mask, head=self.aux_head, y=y,
         )  # fmt: skip
 
     def _part(self, name: Part, features: Tensor, parts: Parts) -> Tensor:
@@ -320,7 +323,3 @@ class FSR(FeatureDefense):
             if has_temperature(self.mask if self.eval_mask == "own" else self.eval_mask):
                 routes.add("tau")
         self.routes = frozenset(routes)  # type: ignore[misc]
-
-
-def _full(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
