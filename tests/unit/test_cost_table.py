@@ -76,10 +76,12 @@ def test_seven_of_eight_figures_come_out_and_the_eighth_has_its_reason(paper, ex
     }
     assert differing == {("vgg16", "fsr", "parameters"): ("16.51", "16.52", "-0.01")}
     assert sum(len(figures) for figures in paper.figures) == 8
-    assert "7 of the 8 figures compared with Table 7 (Kim et al., CVPR 2023, arXiv:2303.13846) come out" in paper.note
+    assert (
+        "7 of the 8 figures compared with Table 7 (Kim et al., CVPR 2023, arXiv:2303.13846) come out" in paper.verdict
+    )
     reason = expected.rows["vgg16", "fsr"].reasons["parameters"]
-    assert f"vgg16 + fsr, parameters: 16.51 here, 16.52 there, -0.01. {reason}" in paper.note
-    assert "not known" not in paper.note
+    assert f"vgg16 + fsr, parameters: 16.51 here, 16.52 there, -0.01. {reason}" in paper.verdict
+    assert "not known" not in paper.verdict
 
 
 def test_a_deviation_is_shown_and_not_explained_away(tmp_path):
@@ -87,9 +89,9 @@ def test_a_deviation_is_shown_and_not_explained_away(tmp_path):
         content["rows"]["resnet18_fsr"]["flops"] = "1.1537"
 
     table = cost_table([record(row("resnet18", "fsr"))], changed(tmp_path, shift))
-    assert "1 of the 2 figures compared" in table.note
-    assert "resnet18 + fsr, flops: 1.1535 here, 1.1537 there, -0.0002. The reason is not known." in table.note
-    assert table.markdown().splitlines()[2].endswith("| 12.43 | 0.00 | 1.1537 | -0.0002 |")
+    assert "1 of the 2 figures compared" in table.verdict
+    assert "resnet18 + fsr, flops: 1.1535 here, 1.1537 there, -0.0002. The reason is not known." in table.verdict
+    assert "| resnet18 | fsr | 12.43 | 12.43 | 0.00 | 1.1535 | 1.1537 | -0.0002 |" in table.markdown()
 
 
 def test_a_deviation_of_ours_is_shown(expected):
@@ -98,15 +100,15 @@ def test_a_deviation_of_ours_is_shown(expected):
     assert {name: figure.difference for name, figure in figures.items()} == {
         "parameters": Decimal("0.01"), "flops": Decimal("0.0013"),
     }  # fmt: skip
-    line = cost_table([record(heavier)], expected).markdown().splitlines()[2]
-    assert line.endswith("| 15.25 | +0.01 | 0.6299 | +0.0013 |")
+    page = cost_table([record(heavier)], expected).markdown()
+    assert "| vgg16 | none | 15.26 | 15.25 | +0.01 | 0.6312 | 0.6299 | +0.0013 |" in page
 
 
 def test_a_reason_without_a_difference_is_not_shown(tmp_path):
     def excuse(content):
         content["rows"]["resnet18"]["reasons"] = {"flops": "Excused beforehand."}
 
-    assert "Excused" not in cost_table([record(row())], changed(tmp_path, excuse)).note
+    assert "Excused" not in cost_table([record(row())], changed(tmp_path, excuse)).verdict
 
 
 def test_ours_is_rounded_to_the_decimals_that_the_paper_prints(tmp_path):
@@ -134,30 +136,38 @@ def test_other_networks_are_not_compared(changes, expected):
     assert expected.compare(row())
 
 
-def test_without_the_papers_figures_the_table_is_shorter(paper, expected):
-    table = cost_table([record(row())], None)
-    assert table.headings == (
-        "model", "defence", "image", "K", "parameters", "of the defence", "FLOPs (G)", "MACs (G)", "with heads (G)",
-    )  # fmt: skip
-    assert "compared" not in table.note
-    assert cost_table([record(row(num_classes=100))], expected).headings == table.headings
-    assert paper.headings == (
-        *table.headings, "paper's params (M)", "difference", "paper's FLOPs (G)", "difference",
-    )  # fmt: skip
+def test_without_a_figure_of_the_paper_there_is_no_second_table(expected):
+    alone = cost_table([record(row())], None)
+    assert alone.verdict == ""
+    assert alone.markdown().count("\n|---|") == 1
+    assert cost_table([record(row(num_classes=100))], expected).verdict == ""
 
 
 def test_markdown(paper):
     lines = paper.markdown().splitlines()
-    assert lines[1] == "|---|---|---|" + "--:|" * 10
-    assert lines[2] == (
-        "| resnet18 | none | 3x32x32 | 10 | 11,173,962 | 0 | 1.1133 | 0.5554 | 0.5554 | 11.17 | 0.00 | 1.1133 | "
-        "0.0000 |"
-    )
-    assert lines[5] == (
-        "| vgg16 | fsr | 3x32x32 | 10 | 16,512,596 | 1,259,018 | 0.6701 | 0.3338 | 0.3338 | 16.52 | -0.01 | 0.6701 | "
-        "0.0000 |"
-    )
-    assert lines[7] == paper.note.splitlines()[0]
+    assert lines[:3] == [
+        "| model | defence | image | K | parameters | of the defence | FLOPs (G) | MACs (M) | with heads (M) |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "| resnet18 | none | 3x32x32 | 10 | 11,173,962 | 0 | 1.1133 | 555.42 | 555.42 |",
+    ]
+    assert lines[5] == "| vgg16 | fsr | 3x32x32 | 10 | 16,512,596 | 1,259,018 | 0.6701 | 333.78 | 333.80 |"
+    beside = lines.index("| model | defence | params (M) | paper | difference | FLOPs (G) | paper | difference |")
+    assert lines[beside + 1 : beside + 6] == [
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| resnet18 | none | 11.17 | 11.17 | 0.00 | 1.1133 | 1.1133 | 0.0000 |",
+        "| resnet18 | fsr | 12.43 | 12.43 | 0.00 | 1.1535 | 1.1535 | 0.0000 |",
+        "| vgg16 | none | 15.25 | 15.25 | 0.00 | 0.6299 | 0.6299 | 0.0000 |",
+        "| vgg16 | fsr | 16.51 | 16.52 | -0.01 | 0.6701 | 0.6701 | 0.0000 |",
+    ]
+    assert "\n".join(lines[beside + 7 :]) == paper.verdict
+
+
+def test_a_figure_that_the_paper_lacks_is_left_empty(tmp_path):
+    def forget(content):
+        del content["rows"]["resnet18"]["parameters"]
+
+    page = cost_table([record(row())], changed(tmp_path, forget)).markdown()
+    assert "| resnet18 | none |  |  |  | 1.1133 | 1.1133 | 0.0000 |" in page
 
 
 def test_csv_has_exact_counts(paper):
@@ -176,16 +186,16 @@ def test_a_row_that_cannot_be_built_says_why_and_leaves_the_others(expected):
     table = cost_table([record(row(), failed)], expected)
     assert table.headings[-1] == "reason"
     lines = table.markdown().splitlines()
-    assert lines[1] == "|---|---|---|" + "--:|" * 10 + "---|"
-    assert lines[2].endswith("| 1.1133 | 0.0000 |  |")
-    assert lines[3] == "| vgg16 | none model.width=1 | 3x32x32 | 10 |" + "  |" * 9 + " images \\| too small |"
+    assert lines[1] == "|---|---|---|" + "--:|" * 6 + "---|"
+    assert lines[2].endswith("| 555.42 | 555.42 |  |")
+    assert lines[3] == "| vgg16 | none model.width=1 | 3x32x32 | 10 |" + "  |" * 5 + " images \\| too small |"
     assert list(csv.DictReader(io.StringIO(table.csv())))[1]["reason"] == "images | too small"
 
 
 def test_a_terminal_shows_every_cell(paper):
     stream = io.StringIO()
     Console(file=stream, width=160, color_system=None).print(paper.rich())
-    for cell in ("resnet18", "vgg16", "3x32x32", "16,512,596", "1,259,018", "0.6701", "16.52", "-0.01", "here"):
+    for cell in ("resnet18", "vgg16", "3x32x32", "16,512,596", "1,259,018", "0.6701", "16.52", "-0.01", "A slip"):
         assert cell in stream.getvalue()
 
 

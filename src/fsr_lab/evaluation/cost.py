@@ -40,10 +40,12 @@ def measure(model: DefendedModel, image_shape: tuple[int, int, int], *, function
     images = torch.empty(1, *image_shape, device="meta")
     counted = FlopCounterMode(display=False)
     with torch.no_grad(), counted, _PaperFlops(twin, functional) as paper:
-        twin.forward_with_aux(images)
-    deployed = FlopCounterMode(display=False)
-    with torch.no_grad(), deployed:
-        twin(images)
+        aux = twin.forward_with_aux(images).aux
+    deployed = counted
+    if any(aux.values()):  # else there are no heads to leave out
+        deployed = FlopCounterMode(display=False)
+        with torch.no_grad(), deployed:
+            twin(images)
     return Cost(
         parameters=_parameters(twin),
         defense_parameters=sum(_parameters(defense) for defense in twin.defenses.values()),

@@ -1,4 +1,4 @@
-"""The table of costs, with the paper's figures beside ours: a pure function of records and an expected.json."""
+"""The table of costs, and the paper's figures beside ours: a pure function of records and an expected.json."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Group
 from rich.table import Table as RichTable
 
 from fsr_lab.core.cost import Cost, CostRecord, CostRow
@@ -14,9 +15,9 @@ from fsr_lab.core.files import write_text
 from fsr_lab.report.expected_cost import SCALES, ExpectedCosts, Figure
 
 RECORD, EXPECTED = "costs.json", "expected.json"
-HEADINGS = ("model", "defence", "image", "K", "parameters", "of the defence", "FLOPs (G)", "MACs (G)", "with heads (G)")
+HEADINGS = ("model", "defence", "image", "K", "parameters", "of the defence", "FLOPs (G)", "MACs (M)", "with heads (M)")
+BESIDE = ("model", "defence", "params (M)", "paper", "difference", "FLOPs (G)", "paper", "difference")
 TEXT = ("model", "defence", "image", "reason")
-PAPER = {"parameters": "paper's params (M)", "flops": "paper's FLOPs (G)"}
 NOTE = (
     "For one image. FLOPs in the paper's convention: twice the sum of multiply-accumulates and bias additions of "
     "convolutions and linear layers, two operations per output of a BatchNorm, one per output of a ReLU module and one "
@@ -26,7 +27,7 @@ NOTE = (
 
 
 class CostTable(NamedTuple):
-    """Rows of costs, and beside them what the paper prints.
+    """Rows of costs, and what the paper prints of some of them.
 
     Attributes:
         rows: what was counted.
@@ -39,31 +40,38 @@ class CostTable(NamedTuple):
     source: str = ""
 
     @property
-    def note(self) -> str:
-        """What the columns mean, and how many of the paper's figures come out."""
-        return "\n\n".join([NOTE, *self._verdict()])
+    def headings(self) -> tuple[str, ...]:
+        """Of the rows' columns; reasons only where a row has one."""
+        return (*HEADINGS, *(["reason"] if any(row.reason for row in self.rows) else []))
 
     @property
-    def headings(self) -> tuple[str, ...]:
-        """Of all columns; the paper's and the reasons only where there are any."""
-        paper = [text for name in SCALES for text in (PAPER[name], "difference")] if any(self.figures) else []
-        return (*HEADINGS, *paper, *(["reason"] if any(row.reason for row in self.rows) else []))
+    def verdict(self) -> str:
+        """How many of the paper's figures come out, and why the others do not; empty if none was compared."""
+        found = [(row, name, figure) for row, figures in self._compared() for name, figure in figures.items()]
+        if not found:
+            return ""
+        differing = [(row, name, figure) for row, name, figure in found if figure.difference]
+        equal = f"{len(found) - len(differing)} of the {len(found)} figures compared with {self.source}"
+        reasons = [
+            f"{row.model} + {row.defense}, {name}: {figure.ours} here, {figure.paper} there, "
+            f"{_signed(figure.difference)}. {figure.reason or 'The reason is not known.'}"
+            for row, name, figure in differing
+        ]
+        return "\n\n".join([f"{equal} come out to the last decimal printed there.", *reasons])
 
-    def rich(self) -> RichTable:
-        """Return the table for a terminal."""
-        table = RichTable(caption=self.note, caption_justify="left", caption_style="dim")
-        for heading in self.headings:
-            table.add_column(heading, justify="left" if heading in TEXT else "right", overflow="fold")
-        for cells in self._cells():
-            table.add_row(*cells)
-        return table
+    def rich(self) -> Group:
+        """Return the tables for a terminal."""
+        parts = [_rich(self.headings, self._cells(), NOTE)]
+        if self.verdict:
+            parts.append(_rich(BESIDE, self._beside(), self.verdict))
+        return Group(*parts)
 
     def markdown(self) -> str:
-        """Return the table as GitHub's Markdown, with its note."""
-        rule = "|".join("---" if heading in TEXT else "--:" for heading in self.headings)
-        lines = ["| " + " | ".join(self.headings) + " |", f"|{rule}|"]
-        lines += ["| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |" for cells in self._cells()]
-        return "\n".join(lines) + f"\n\n{self.note}\n"
+        """Return the tables as GitHub's Markdown, with what they mean."""
+        parts = [_markdown(self.headings, self._cells()), NOTE]
+        if self.verdict:
+            parts += [_markdown(BESIDE, self._beside()), self.verdict]
+        return "\n\n".join(parts) + "\n"
 
     def csv(self) -> str:
         """Return one line per row, every count exact."""
@@ -73,33 +81,27 @@ class CostTable(NamedTuple):
         writer.writerow(["model", "defense", "settings", "image_shape", "num_classes", *Cost._fields, *paper, "reason"])
         for row, figures in zip(self.rows, self.figures, strict=True):
             counts = row.cost or [""] * len(Cost._fields)
+            beside = [text for name in SCALES for text in _figure(figures.get(name))[1:]]
             settings = " ".join(row.settings)
-            writer.writerow([row.model, row.defense, settings, _image(row), row.num_classes, *counts,
-                             *_beside(figures), row.reason])  # fmt: skip
+            writer.writerow([row.model, row.defense, settings, _image(row), row.num_classes, *counts, *beside,
+                             row.reason])  # fmt: skip
         return stream.getvalue()
 
-    def _cells(self) -> list[list[str]]:
-        lines = []
-        for row, figures in zip(self.rows, self.figures, strict=True):
-            cells = [row.model, " ".join((row.defense, *row.settings)), _image(row), str(row.num_classes)]
-            cells += _counts(row.cost) + (_beside(figures) if any(self.figures) else []) + [row.reason]
-            lines.append(cells[: len(self.headings)])
-        return lines
+    def _compared(self) -> list[tuple[CostRow, Mapping[str, Figure]]]:
+        return [(row, figures) for row, figures in zip(self.rows, self.figures, strict=True) if figures]
 
-    def _verdict(self) -> list[str]:
-        pairs = zip(self.rows, self.figures, strict=True)
-        found = [(row, name, figure) for row, figures in pairs for name, figure in figures.items()]
-        if not found:
-            return []
-        differing = [(row, name, figure) for row, name, figure in found if figure.difference]
-        equal = f"{len(found) - len(differing)} of the {len(found)} figures compared with {self.source}"
+    def _cells(self) -> list[list[str]]:
+        lines = [
+            [row.model, " ".join((row.defense, *row.settings)), _image(row), str(row.num_classes), *_counts(row.cost),
+             row.reason]
+            for row in self.rows
+        ]  # fmt: skip
+        return [cells[: len(self.headings)] for cells in lines]
+
+    def _beside(self) -> list[list[str]]:
         return [
-            f"{equal} come out to the last decimal printed there.",
-            *[
-                f"{row.model} + {row.defense}, {name}: {figure.ours} here, {figure.paper} there, "
-                f"{_signed(figure.difference)}. {figure.reason or 'The reason is not known.'}"
-                for row, name, figure in differing
-            ],
+            [row.model, row.defense, *(text for name in SCALES for text in _figure(figures.get(name)))]
+            for row, figures in self._compared()
         ]
 
 
@@ -145,20 +147,33 @@ def write_cost_report(folder: Path) -> tuple[CostTable, Path]:
 def _counts(cost: Cost | None) -> list[str]:
     if cost is None:
         return [""] * len(Cost._fields)
-    billions = [f"{count / 10**9:.4f}" for count in (cost.flops, cost.macs, cost.macs_with_aux)]
-    return [f"{cost.parameters:,}", f"{cost.defense_parameters:,}", *billions]
+    macs = [f"{count / 10**6:,.2f}" for count in (cost.macs, cost.macs_with_aux)]
+    return [f"{cost.parameters:,}", f"{cost.defense_parameters:,}", f"{cost.flops / 10**9:.4f}", *macs]
 
 
-def _beside(figures: Mapping[str, Figure]) -> list[str]:
-    cells = []
-    for name in SCALES:
-        figure = figures.get(name)
-        cells += ["", ""] if figure is None else [str(figure.paper), _signed(figure.difference)]
-    return cells
+def _figure(figure: Figure | None) -> list[str]:
+    return ["", "", ""] if figure is None else [str(figure.ours), str(figure.paper), _signed(figure.difference)]
 
 
 def _signed(difference: Decimal) -> str:
     return f"{difference:+}" if difference else str(difference)
+
+
+def _rich(headings: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> RichTable:
+    table = RichTable(caption=caption, caption_justify="left", caption_style="dim")
+    for heading in headings:
+        is_text = heading in TEXT
+        # numbers stay whole; what does not fit is folded in the columns of words
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for cells in lines:
+        table.add_row(*cells)
+    return table
+
+
+def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = "|".join("---" if heading in TEXT else "--:" for heading in headings)
+    rows = [" | ".join(text.replace("|", "\\|") for text in cells) for cells in (headings, *lines)]
+    return "\n".join([f"| {rows[0]} |", f"|{rule}|", *[f"| {row} |" for row in rows[1:]]])
 
 
 def _image(row: CostRow) -> str:
