@@ -124,6 +124,30 @@ def test_every_network_bare_and_with_fsr(cost, tmp_path):
     assert counted >= {("resnet18", "none"), ("resnet18", "fsr"), ("tiny_cnn", "none"), ("tiny_cnn", "fsr")}
 
 
+# METHOD §1.8, §1.9 and §2: parameters of network and of FSR in it, and GMACs without and with FSR, of each size
+GOLDEN = {
+    "resnet18": ((11_173_962, 1_259_018), ("0.5554", "0.5755"), ("2.2218", "2.3023")),
+    "vgg16": ((15_253_578, 1_259_018), ("0.3137", "0.3338"), ("1.2534", "1.3339")),
+    "wrn34_10": ((46_160_474, 1_555_210), ("6.6589", "6.7580"), ("26.6357", "27.0325")),
+}
+
+
+@pytest.mark.parametrize("model", [name for name in GOLDEN if name in MODELS])
+def test_networks_of_the_paper_at_both_sizes(cost, tmp_path, model):
+    parameters, *sizes = GOLDEN[model]
+    for (side, classes), wanted in zip(((32, 10), (64, 200)), sizes, strict=True):
+        run = tmp_path / str(side)
+        shape = (f"dataset.image_shape=[3,{side},{side}]", f"dataset.num_classes={classes}")
+        outcome = cost(f"model={model}", "defense=none,fsr", *shape, f"hydra.run.dir={run}")
+        assert outcome.code == 0, outcome.err
+        bare, with_fsr = table(run)
+        if classes == 10:
+            assert int(bare["parameters"]) == parameters[0]
+            assert int(with_fsr["defense_parameters"]) == parameters[1]
+        found = [f"{int(line['macs_with_aux']) / 1e9:.4f}" for line in (bare, with_fsr)]
+        assert found == list(wanted)
+
+
 @pytest.mark.slow
 def test_the_whole_table(cost, tmp_path):
     outcome = cost()
