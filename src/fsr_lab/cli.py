@@ -165,8 +165,9 @@ def cost_row(model: str, defense: str, cfg: DictConfig) -> "CostRow":
     )  # fmt: skip
     try:
         composed = compose("cost", [*words, f"model={model}", f"defense={defense}"])
-        name = composed.model.get("name")  # of a network in a library
-        return replace(row, model=f"{model}:{name}" if name else model, cost=build.measure_cost(composed))
+        if name := composed.model.get("name"):  # of a network in a library
+            row = replace(row, model=f"{model}:{name}")
+        return replace(row, cost=build.measure_cost(composed))
     except Exception as err:
         if shows_trace(err):
             raise
