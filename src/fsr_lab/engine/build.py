@@ -19,6 +19,7 @@ from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import AtomicCheckpointIO
 from fsr_lab.engine.module import RobustClassifier, total
+from fsr_lab.engine.profile import StepProfiler
 from fsr_lab.evaluation.cost import measure
 from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
 
@@ -76,7 +77,7 @@ def build_strategy(cfg: DictConfig) -> Strategy:
 
 
 def build_modifiers(cfg: DictConfig) -> list[Modifier | Callback]:
-    """Build what acts around the optimiser step: modifiers of ours, or Lightning's averaging callbacks."""
+    """Build what acts around the optimiser step: modifiers, or callbacks that average."""
     return [instantiate(node, _convert_="all") for node in (cfg.get("modifier") or {}).values()]
 
 
@@ -84,16 +85,17 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"expected trainer.max_epochs of at least 1, got {cfg.trainer.max_epochs}")
-    callbacks = [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
-    callbacks += [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
+    # averages first: they must have seen a step before a callback saves it
+    callbacks = [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
+    callbacks += [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
     loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
     # an empty validation loader would be a warning at every run without a held-out split
-    unvalidated = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
+    given: dict[str, Any] = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
+    if cfg.trainer.get("profiler") == "steps":
+        given["profiler"] = StepProfiler()
     return cast(
         Trainer,
-        instantiate(
-            cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()], **unvalidated
-        ),
+        instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()], **given),
     )
 
 
@@ -112,17 +114,24 @@ def build_policy(cfg: DictConfig) -> Policy:
     return cast(Policy, instantiate(cfg.crafting.evaluate))
 
 
-def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def bare_step(
+    cfg: DictConfig, progress: Progress = Progress(epoch=0, max_epochs=1, step=0)
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return one complete optimiser step, crafting included, outside any Trainer: what benches time.
 
     The function takes x (N, C, H, W) in [0, 1] and y (N,), updates the model it closes over, and returns the loss.
+    Callbacks, weight averaging among them, are the Trainer's and do not run.
+
+    Args:
+        cfg: composed as for `fsr train`.
+        progress: where training is taken to stand, for curricula.
     """
     module = build_module(cfg, build_model(cfg))
     model = module.model.train()
     optimizer = module.build_optimizer(model.parameters())
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        loss = total(module.training_output(x, y, Progress(0, 1, 0)))
+        loss = total(module.training_output(x, y, progress))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

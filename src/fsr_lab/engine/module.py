@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,8 @@ class RobustClassifier(LightningModule):
         self.build_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
         self.modifiers = tuple(modifiers)
+        # averages of the network, by name, which callbacks put here; no submodules: nothing of them is trained
+        self.averages: dict[str, nn.Module] = {}
         self.seed = seed
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -87,8 +90,9 @@ class RobustClassifier(LightningModule):
         self._flag(loss)
         self.train_acc.update(out.logits.detach(), y)
         values = {f"train/{name}": value.detach() for name, value in out.losses.items()}
-        self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
-        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        with self._profiled("logging"):
+            self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
+            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss * share
 
     def training_output(self, x: Tensor, y: Tensor, progress: Progress, share: float = 1.0) -> StepOutput:
@@ -101,12 +105,14 @@ class RobustClassifier(LightningModule):
             share: this rank's weight among all ranks.
         """
         model = cast(Defended, self.model)
-        crafted = self.strategy.craft(model, x, y, progress)
+        with self._profiled("crafting"):
+            crafted = self.strategy.craft(model, x, y, progress)
         for modifier in self.modifiers:
             modifier.before_loss(self, lambda: total(self.strategy.losses(model, crafted)) * share, progress)
         return self.strategy.losses(model, crafted)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._restore()  # where gradients are accumulated, a batch ends without an optimiser step
         if self.global_step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self.stop_if_diverged()
 
@@ -127,31 +133,32 @@ class RobustClassifier(LightningModule):
         self._position = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let modifiers take back what they did to the weights."""
-        super().optimizer_step(*args, **kwargs)
-        for modifier in self.modifiers:
-            modifier.after_optimizer_step(self)
+        """Step, then let modifiers take back what they did to the weights, whatever happens in the step."""
+        try:
+            super().optimizer_step(*args, **kwargs)
+        finally:
+            self._restore()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure accuracy on clean and attacked images, both judged on the deployed model."""
+        """Measure accuracy on clean and attacked images, both of the first average, or of the network without one."""
         x, y = batch
-        x_adv = self.val_attack(self.model, x, y)
-        with judging(self.model) as deployed:
+        model = next(iter(self.averages.values()), self.model)
+        x_adv = self.val_attack(model, x, y)
+        with judging(model) as deployed:
             self.val_acc.update(deployed(x), y)
             self.val_robust_acc.update(deployed(x_adv), y)
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
         self.log("val/robust_acc", self.val_robust_acc, on_step=False, on_epoch=True, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write weights that are no numbers over good ones."""
+        """Write the true weights, and refuse to write what is no number over good ones."""
         self.stop_if_diverged()
-        # where a callback put an average in its place, the online weights lie beside it
-        online = checkpoint.get("current_model_state", checkpoint["state_dict"])
         for modifier in self.modifiers:
-            online.update(modifier.true_weights())
-        for name, value in checkpoint["state_dict"].items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise TrainingDivergedError(self._diverged(f"{name} was not finite", self.global_step))
+            checkpoint["state_dict"].update(modifier.true_weights())
+        for state in (checkpoint["state_dict"], *checkpoint.get("averages", {}).values()):
+            for name, value in state.items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise TrainingDivergedError(self._diverged(f"{name} was not finite", self.global_step))
 
     def stop_if_diverged(self) -> None:
         """Raise if a loss since the last look was not finite.
@@ -173,6 +180,10 @@ class RobustClassifier(LightningModule):
         schedule = {"scheduler": self.build_scheduler(optimizer, **told), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def _restore(self) -> None:
+        for modifier in reversed(self.modifiers):
+            modifier.after_optimizer_step(self)
+
     def _diverged(self, what: str, step: int) -> str:
         return (
             f"{what} at step {step} (epoch {self.current_epoch}); the last good checkpoint stands: start again with "
@@ -182,6 +193,10 @@ class RobustClassifier(LightningModule):
     def _flag(self, loss: Tensor) -> None:
         bad = ~loss.detach().isfinite() & (self.diverged_at < 0)
         self.diverged_at = torch.where(bad, self.global_step, self.diverged_at)
+
+    def _profiled(self, action: str) -> AbstractContextManager[None]:
+        """Tell the trainer's profiler of a part of the step; benches run steps without a trainer."""
+        return nullcontext() if self._trainer is None else self.trainer.profiler.profile(action)  # type: ignore[attr-defined]
 
     def _share(self, batch_idx: int) -> float:
         """Return this rank's weight under DDP's plain average; 1 in one process and for loaders that do not tell."""
