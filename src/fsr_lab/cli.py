@@ -4,19 +4,27 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
+from hydra import compose
 from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fsr_lab.core.files import write_text
 from fsr_lab.core.suggest import unknown
+
+if TYPE_CHECKING:
+    from fsr_lab.core.cost import CostRow
 
 OVERRIDES = "overrides.yaml"
 CONFIGS = "pkg://fsr_lab.conf"
@@ -52,7 +60,7 @@ class Session:
 
     def fail(self, err: BaseException) -> None:
         """Print one line of cause and cure; the trace where FSR_TRACEBACK=1 asks for it, and of our own bugs."""
-        if os.environ.get("FSR_TRACEBACK") == "1" or not is_expected(err):
+        if shows_trace(err):
             raise err
         code = INTERRUPTED if type(err).__name__ == "InterruptedRunError" else BAD_INPUT
         self.exit_code = max(self.exit_code, code)
@@ -123,6 +131,66 @@ def prepare(session: Session, cfg: DictConfig) -> None:
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
+def cost(session: Session, cfg: DictConfig) -> None:
+    """Count what the backbones cost under the defences, and print the table."""
+    from fsr_lab.callback.progress import track
+    from fsr_lab.core.cost import CostRecord
+    from fsr_lab.core.provenance import Provenance
+    from fsr_lab.report.cost import EXPECTED, RECORD
+
+    run = Path(HydraConfig.get().runtime.output_dir)
+    pairs = list(product(names_of("model", cfg.models), names_of("defense", cfg.defenses)))
+    rows = tuple(cost_row(model, defense, cfg) for model, defense in track(pairs, "cost", total=len(pairs)))
+    about = Provenance.collect(command=session.command, seed=cfg.seed, hashes={})
+    CostRecord(rows=rows, provenance=about).save(run / RECORD)
+    folder = session.folder or run
+    if cfg.expected is not None and Path(cfg.expected).is_file():
+        write_text(folder / EXPECTED, Path(cfg.expected).read_text())
+    else:
+        print(f"not compared with the paper: expected={cfg.expected} is not a file here", file=sys.stderr)
+    if not session.is_sweep:
+        print_report(folder)
+
+
+def cost_row(model: str, defense: str, cfg: DictConfig) -> "CostRow":
+    """Count one combination; one that cannot be built gives its reason instead."""
+    from fsr_lab.core.cost import CostRow
+    from fsr_lab.engine import build
+
+    own = ("model", "models", "defense", "defenses")
+    words = [word for word in HydraConfig.get().overrides.task if key_of(word) not in own]
+    settings = tuple(word.lstrip("+") for word in words if key_of(word).startswith(("model.", "defense.")))
+    row = CostRow(
+        model=model, defense=defense, settings=settings, image_shape=tuple(cfg.dataset.image_shape),
+        num_classes=cfg.dataset.num_classes,
+    )  # fmt: skip
+    try:
+        composed = compose("cost", [*words, f"model={model}", f"defense={defense}"])
+        if name := composed.model.get("name"):  # of a network in a library
+            row = replace(row, model=f"{model}:{name}")
+        return replace(row, cost=build.measure_cost(composed))
+    except Exception as err:
+        if shows_trace(err):
+            raise
+        return replace(row, reason=one_line(err))
+
+
+def names_of(group: str, listed: Sequence[str] | None) -> list[str]:
+    """Return the option of a group that was chosen, or those listed, or all there are: `none` first."""
+    chosen = HydraConfig.get().runtime.choices[group]
+    if chosen is not None:
+        return [chosen]
+    if listed is not None:
+        return [listed] if isinstance(listed, str) else list(listed)
+    known = GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(known, key=lambda name: (name != "none", name))
+
+
+def key_of(override: str) -> str:
+    """Return the path that an override of the command line is about."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def report(folder: Path) -> None:
     """Write report.md and table.csv of every record below a folder, and print the table."""
     if not folder.is_dir():
@@ -177,18 +245,30 @@ def print_report(folder: Path) -> None:
     """Write a folder's report and print its table and where it lies."""
     from rich.console import Console
 
+    from fsr_lab.report.cost import write_cost_report
     from fsr_lab.report.page import write_report
 
-    table, path = write_report(folder)
+    table, path = write_cost_report(folder) if holds_costs(folder) else write_report(folder)
     # a pipe has no width of its own, and a wrapped table is no table
     Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
     print(f"report: {path}")
+
+
+def holds_records(folder: Path) -> bool:
+    """Tell whether there is a record of an evaluation below a folder."""
+    return any(folder.glob("**/records/**/*.json"))
+
+
+def holds_costs(folder: Path) -> bool:
+    """Tell whether there are cost records below a folder and nothing of an evaluation, which would come first."""
+    return any(folder.glob("**/costs.json")) and not holds_records(folder)
 
 
 VERBS: dict[str, tuple[Callable[[Session, DictConfig], None], str]] = {
     "train": (train, "train a network by a strategy, with or without a defence, and attack it"),
     "evaluate": (evaluate, "attack a trained network and print its table"),
     "prepare": (prepare, "fetch, verify and convert a dataset"),
+    "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
 REPORT = "make the table and pages of a run, a sweep or an artefact folder"
 
@@ -239,8 +319,9 @@ def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
     is_here = not any("launcher=" in word for word in argv)  # other launchers run their jobs in other processes
     if args.multirun and is_here and not session.jobs:
         raise ValueError("this sweep has no jobs: a glob matched nothing, or a list is empty")
-    if session.is_sweep and session.folder is not None and any(session.folder.glob("**/records/*.json")):
-        print_report(session.folder)
+    folder = session.folder if session.is_sweep else None
+    if folder is not None and (holds_records(folder) or holds_costs(folder)):
+        print_report(folder)
 
 
 def refuse_arguments(verb: str, message: str) -> NoReturn:
@@ -253,7 +334,7 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
 
     `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
     `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats the overrides that DIR was started with, in
-    that directory.
+    that directory; `cost model=X,Y` is a table of both.
     """
     words = []
     for word in argv:
@@ -266,6 +347,9 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
             if not names:
                 raise ValueError("attack= names no attack; give one, or a list such as attack=[fgsm,pgd20]")
             words += ["evaluation=none", *[f"+attack@evaluation.attacks.{name}={name}" for name in names]]
+        elif verb == "cost" and word.startswith(("model=", "defense=")) and "," in word:
+            group, _, names_given = word.partition("=")
+            words.append(f"{group}s=[{names_given.strip('[]')}]")
         elif verb == "train" and word.startswith("resume=") and word not in ("resume=auto", "resume=never"):
             words = [*overrides_of(Path(word[len("resume=") :])), *words]
         else:
@@ -338,7 +422,12 @@ def one_line(err: BaseException) -> str:
     return lines[0] if lines else type(err).__name__
 
 
+def shows_trace(err: BaseException) -> bool:
+    """Tell whether an error is to be raised, not told in one line: a bug is, and all are where FSR_TRACEBACK=1 asks."""
+    return os.environ.get("FSR_TRACEBACK") == "1" or not is_expected(err)
+
+
 def is_expected(err: BaseException) -> bool:
-    """Tell whether an error speaks of the user's input or machine; anything else is a bug and shows its trace."""
+    """Tell whether an error speaks of the user's input or machine; anything else is a bug."""
     kinds = (ValueError, TypeError, OSError, RuntimeError, ImportError, HydraException, OmegaConfBaseException)
     return isinstance(err, kinds) or type(err).__module__.startswith("lightning.")

@@ -8,7 +8,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fsr_lab.engine.build import POINTS, build_model
+from fsr_lab.engine.build import FUNCTIONAL, POINTS, build_model
 from fsr_lab.model.points import find_module, inspect_points
 
 
@@ -96,7 +96,7 @@ def test_yaml_and_constructor_have_the_same_defaults(cfg, model_name):
     target = raw.pop("_target_")
     build = get_class(target) if target.rpartition(".")[2][0].isupper() else get_method(target)
     parameters = inspect.signature(build).parameters
-    given = {key: value for key, value in raw.items() if key not in POINTS}
+    given = {key: value for key, value in raw.items() if key not in (*POINTS, FUNCTIONAL)}
     assert set(given) == set(parameters)
     fixed = {key: value for key, value in given.items() if not str(value).startswith("${")}
     assert fixed == {key: parameters[key].default for key in fixed}

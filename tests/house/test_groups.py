@@ -24,7 +24,7 @@ OUTSIDE = {"optim", "trainer", "logger"}
 TARGETLESS = {"experiment", "paths", "hydra", "launcher", "hparams_search"}
 
 READ_BY_CONFIGS = {
-    "model": {"tap", "stages", "last_blocks", "activations", "convs"},
+    "model": {"tap", "stages", "last_blocks", "activations", "convs", "functional"},
     "dataset": {"recipe"},
 }
 """Keys beside a `_target_` that other configs interpolate; the constructor does not see them."""

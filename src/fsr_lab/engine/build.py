@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from fsr_lab.core.cost import Cost
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
@@ -18,10 +20,15 @@ from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import AtomicCheckpointIO
 from fsr_lab.engine.module import RobustClassifier, total
 from fsr_lab.engine.profile import StepProfiler
+from fsr_lab.evaluation.cost import measure
 from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
 
 POINTS = ("tap", "stages", "last_blocks", "activations", "convs")
 """Keys of a model's config that name its points; defences interpolate them, the constructor does not see them."""
+
+FUNCTIONAL = "functional"
+"""Key of a model's config: the classes of its modules which the code that the paper measured calls as functions, so
+that the paper's FLOPs leave them out. For the count alone; the constructor does not see it either."""
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
@@ -32,9 +39,21 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
 def build_model(cfg: DictConfig) -> DefendedModel:
     """Build the backbone, from the run's seed, with its defence attached."""
     torch.manual_seed(cfg.seed)
-    backbone = instantiate(_without(cfg.model, POINTS), _convert_="all")
+    backbone = instantiate(_without(cfg.model, (*POINTS, FUNCTIONAL)), _convert_="all")
     image_shape = tuple(OmegaConf.to_container(cfg.dataset.image_shape, resolve=True))  # type: ignore[arg-type]
     return attach(backbone, _defenses(cfg), image_shape, cfg.dataset.num_classes)
+
+
+def measure_cost(cfg: DictConfig) -> Cost:
+    """Count what a config's network costs; built on the meta device, it takes no memory and computes nothing."""
+    try:
+        with torch.device("meta"):
+            model = build_model(cfg)
+    except (RuntimeError, InstantiationException):
+        # a constructor that computes something needs real tensors; what is wrong otherwise is so again
+        model = build_model(cfg)
+    image_shape = cast(tuple[int, int, int], tuple(cfg.dataset.image_shape))
+    return measure(model, image_shape, functional=cfg.model.get(FUNCTIONAL) or ())
 
 
 def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:

@@ -5,7 +5,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import FeatureShape
 
 PLACES = ("out", "in", "instead")
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Point(NamedTuple):
@@ -64,7 +66,7 @@ def inspect_points(
         ValueError: a point names no module, its module does not run exactly once per forward, its activation is
             not (N, C, H, W), the network does not take images of this shape, or does not give K logits.
     """
-    twin = _meta_twin(backbone).eval()
+    twin = meta_twin(backbone).eval()
     seen: dict[str, list[Any]] = {point: [] for point in points}
     for point in points:
         find_module(twin, point).register_forward_hook(_watch(seen[point], parse_point(point).place))
@@ -105,14 +107,13 @@ def _shape(point: str, values: list[Any]) -> FeatureShape:
     return FeatureShape(*value.shape[1:])
 
 
-def _meta_twin(backbone: nn.Module) -> nn.Module:
+def meta_twin(network: M) -> M:
     """Copy a network's structure with its tensors on the meta device; no weight is copied."""
     memo: dict[int, Any] = {}
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
+    for tensor in (*network.parameters(), *network.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    twin: nn.Module = copy.deepcopy(backbone, memo)
-    return twin
+    return copy.deepcopy(network, memo)
 
 
 def _first_line(err: Exception) -> str:
