@@ -67,6 +67,7 @@ class FSR(FeatureDefense):
     """
 
     training_noise: ClassVar[bool] = True
+    follows_backbone_init: ClassVar[bool] = True
     routes: ClassVar[frozenset[str]] = frozenset(
         {*get_args(Part), *get_args(MaskGradient), "tau", "backward_tau", "mask"}
     )

@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from fsr_lab.core.files import write_atomically
+from fsr_lab.engine.release_layout import translated, unwrapped
 
 WHICH = ("last", "best")
 _PREFIX = "model."
@@ -61,20 +62,20 @@ def read_safely(path: Path) -> Any:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a run's checkpoint, or a plain state dict of the model or of its bare backbone, into a model.
 
+    State dicts of published networks are known by their layouts, see `release_layout`.
+
     Raises:
         ValueError: the weights are of another architecture; the message says which keys differ.
     """
     content = read_safely(path)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    state = unwrapped(content)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise ValueError(f"expected a state dict in {path}, got {type(content).__name__}")
     if any(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, nn.Module) and not any(name.startswith("backbone.") for name in state):
-        state = {f"backbone.{name}": value for name, value in state.items()}
+    state = translated(model, state)
     if differences := _differences(model.state_dict(), state):
         raise ValueError(f"{path} is of another architecture: {differences}; give the model that it was trained with")
     model.load_state_dict(state)
