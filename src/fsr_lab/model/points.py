@@ -90,8 +90,8 @@ def inspect_points(
     except UNFIT as err:
         raise ValueError(
             f"{type(backbone).__name__} does not take images of shape {tuple(image_shape)}: {_first_line(err)}; "
-            "set image_shape, and the model's in_channels, to the data's (C, H, W); a network of one image size takes it "
-            "from model.options"
+            "set image_shape, and the model's in_channels, to the data's (C, H, W); networks of one size take it from "
+            f"model.options, as {{img_size: {image_shape[1]}}} (timm) or {{image_size: {image_shape[1]}}} (torchvision)"
         ) from err
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if num_classes is not None and found != (2, num_classes):
