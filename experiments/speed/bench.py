@@ -1,9 +1,9 @@
 """Ratios of what fsr-lab does to what it replaces, measured side by side in one process.
 
-Every pair is timed in turn, A B A B …, after a warm-up; what is quoted is the median of the pairwise ratios, with the
-smallest and the largest beside it, since a shared machine's speed drifts. Nothing here fails on a slow machine.
+Works that share a baseline are timed in turn, round after round, after a warm-up; what is quoted is the median of each
+round's ratio, with the smallest and the largest beside it, since a machine's speed drifts. Nothing fails on a slow one.
 
-    python experiments/speed/bench.py [--pairs 5] [--only NAME ...]
+    python experiments/speed/bench.py [--rounds 5] [--only NAME ...]
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,22 +30,30 @@ from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.threat import Threat
+from fsr_lab.core.types import Progress
 from fsr_lab.engine.build import bare_step, build_model, build_module
 
 HERE = Path(__file__).parent
 THREAT = Threat(norm="linf", eps=8 / 255)
 FAST = Policy(channels_last=True, fold=True)
+TARGETS = {"trades": "at most 1.22", "mart": "at most 1.17"}
 BF16 = Policy(dtype="bfloat16", channels_last=True, fold=True)
 
 
-class Pair(NamedTuple):
-    """Two pieces of work; the ratio is other / ours (a speed-up) or ours / other (a cost)."""
+class Work(NamedTuple):
+    """One piece of work, timed beside a baseline; the ratio is baseline / work (a speed-up) or its inverse (a cost)."""
 
     name: str
     target: str
-    ours: Callable[[], object]
-    other: Callable[[], object]
+    run: Callable[[], object]
     is_cost: bool
+
+
+class Group(NamedTuple):
+    """Works that share a baseline; all are timed in turn."""
+
+    baseline: Callable[[], object]
+    works: list[Work]
 
 
 class Result(NamedTuple):
@@ -53,7 +62,7 @@ class Result(NamedTuple):
     ratio: float
     lowest: float
     highest: float
-    pairs: int
+    rounds: int
     ours_ms: float
     other_ms: float
 
@@ -86,40 +95,72 @@ def pgd(steps: int, policy: Policy) -> PGD:
     return PGD(threat=THREAT, steps=steps, relative_step=0.1, random_start=False, policy=policy)
 
 
-def pairs(device: torch.device, size: int) -> Iterator[Pair]:
+def groups(device: torch.device, size: int) -> Iterator[Group]:
     """Yield every comparison, built when its turn comes."""
     x, y = batch(size, device)
     model = build_model(config("defense=none")).to(device).eval()
     steps = 3
-    for label, policy in (("float32, as it is", Policy()), ("float32, channels-last, folded", FAST)):
-        yield Pair(
-            f"PGD step, {label}, against a textbook step", "at least 1.45",
-            lambda policy=policy: pgd(steps, policy)(model, x, y), lambda: textbook_pgd(model, x, y, steps), False,
-        )  # fmt: skip
-    yield Pair(
-        "bfloat16 channels-last PGD step against float32", "at least 1.8 (with bfloat16 instructions)",
-        lambda: pgd(steps, BF16)(model, x, y), lambda: pgd(steps, Policy())(model, x, y), False,
+    yield Group(
+        lambda: textbook_pgd(model, x, y, steps),
+        [
+            Work(
+                f"PGD step, {label}, against a textbook step", "at least 1.45",
+                partial(pgd(steps, policy), model, x, y), False,
+            )
+            for label, policy in (("float32, as it is", Policy()), ("float32, channels-last, folded", FAST))
+        ],
     )  # fmt: skip
-    at, fsr = (in_steps(bare_step_on(config(f"defense={name}"), device), x, y) for name in ("none", "fsr"))
-    yield Pair("AT+FSR training step against an AT step", "at most 1.06", fsr, at, True)
-    yield lightning_pair(device)
+    yield Group(
+        partial(pgd(steps, Policy()), model, x, y),
+        [
+            Work(
+                "bfloat16 channels-last PGD step against float32", "at least 1.8 (with bfloat16 instructions)",
+                partial(pgd(steps, BF16), model, x, y), False,
+            )
+        ],
+    )  # fmt: skip
+    yield training_steps(device, x, y)
+    yield lightning_share(device)
+
+
+def training_steps(device: torch.device, x: Tensor, y: Tensor) -> Group:
+    """Compare a whole optimiser step of each strategy and defence with one of AT without a defence.
+
+    Counting a forward as 1, an input gradient as 1 and a full backward as 2, AT is 23, TRADES 27, MART 26. Curricula
+    stand at their last epoch.
+    """
+
+    def step(*overrides: str) -> Callable[[], object]:
+        build = cache(lambda: bare_step_on(config("defense=none", *overrides), device))  # in the warm-up
+        return lambda: build()(x, y)
+
+    works = [Work("AT+FSR step", "at most 1.06", step("defense=fsr"), True)]
+    works += [
+        Work(f"{name.upper()} step", TARGETS.get(name, "reported"), step(f"strategy={name}"), True)
+        for name in ("trades", "mart", "alp", "cat", "fat", "s2o")
+    ]
+    works += [
+        Work(f"AT+{name} step", "reported", step(f"defense={name}"), True)
+        for name in ("fd", "fd_dot", "cas", "cifs", "kwta", "sap")
+    ]
+    works += [
+        Work("AT with AWP step", "reported", step("modifier=[awp]"), True),
+        Work("TRADES+FSR step", "reported", step("strategy=trades", "defense=fsr"), True),
+    ]
+    return Group(step(), works)
 
 
 def bare_step_on(cfg: DictConfig, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """Build the public bare step, on the bench's device."""
     with torch.device(device):
-        return bare_step(cfg)
-
-
-def in_steps(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Callable[[], object]:
-    return lambda: step(x, y)
+        return bare_step(cfg, Progress(epoch=99, max_epochs=100, step=0))
 
 
 class Batches(list[tuple[Tensor, Tensor]]):
     """A list that Lightning takes for one loader, not for a collection of loaders."""
 
 
-def lightning_pair(device: torch.device, steps: int = 30) -> Pair:
+def lightning_share(device: torch.device, steps: int = 30) -> Group:
     """Compare `steps` steps of a fit with as many bare ones; a step takes about 100 ms on two CPU cores."""
     cfg = config("defense=none", "strategy=natural", "model.width=24", "dataset.augment=none")
     data = Batches(batch(48, device) for _ in range(steps))
@@ -150,7 +191,8 @@ def lightning_pair(device: torch.device, steps: int = 30) -> Pair:
 
         return run
 
-    return Pair("Lightning step against a bare step of about 100 ms", "at most 1.03", timed(fit), timed(bare), True)
+    work = Work("Lightning step against a bare step of about 100 ms", "at most 1.03", timed(fit), True)
+    return Group(timed(bare), [work])
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -164,18 +206,23 @@ def seconds_of(work: Callable[[], object]) -> float:
     return told if isinstance(told, float) else time.perf_counter() - start
 
 
-def measure(pair: Pair, count: int) -> Result:
-    """Time both in turn and take the median of the pairwise ratios."""
-    seconds_of(pair.ours), seconds_of(pair.other)
-    times = [(seconds_of(pair.ours), seconds_of(pair.other)) for _ in range(count)]
-    ratios = [ours / other if pair.is_cost else other / ours for ours, other in times]
-    ours, other = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-    return Result(pair.name, pair.target, statistics.median(ratios), min(ratios), max(ratios), count, ours, other)
+def measure(group: Group, count: int) -> Iterator[Result]:
+    """Time baseline and works in turn, `count` rounds after a warm-up, and take the medians of each round's ratios."""
+    runs = [group.baseline, *(work.run for work in group.works)]
+    for run in runs:
+        seconds_of(run)
+    rounds = [[seconds_of(run) for run in runs] for _ in range(count)]
+    baselines = [times[0] for times in rounds]
+    for place, work in enumerate(group.works, start=1):
+        times = [row[place] for row in rounds]
+        ratios = [t / b if work.is_cost else b / t for t, b in zip(times, baselines, strict=True)]
+        ours, other = (1000 * statistics.median(column) for column in (times, baselines))
+        yield Result(work.name, work.target, statistics.median(ratios), min(ratios), max(ratios), count, ours, other)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names")
     options = parser.parse_args()
@@ -183,11 +230,11 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     results = []
-    for pair in pairs(device, options.batch):
-        if options.only and not any(part in pair.name for part in options.only):
-            continue
-        results.append(measure(pair, options.pairs))
-        print(line(results[-1]), flush=True)
+    for group in groups(device, options.batch):
+        works = [work for work in group.works if not options.only or any(part in work.name for part in options.only)]
+        for result in measure(group._replace(works=works), options.rounds) if works else ():
+            results.append(result)
+            print(line(result), flush=True)
         gc.collect()
     about = Provenance.collect(command="make bench", seed=0, hashes={})
     cpu = torch.backends.cpu.get_cpu_capability()
@@ -223,9 +270,10 @@ def page(results: list[Result], content: dict[str, object], about: Provenance) -
     )
     return f"""# Speed, as ratios
 
-ResNet-18 of width 64, batch {content["batch"]}, 32x32 images, unless a row says otherwise. Each row is two pieces of
-work timed in turn in one process, {results[0].pairs} pairs after a warm-up: the median of the pairwise ratios, the
-smallest and the largest. Made by `make bench`.
+ResNet-18 of width 64, batch {content["batch"]}, 32x32 images, unless a row says otherwise. Each row is a
+piece of work and a baseline, timed in turn in one process, {results[0].rounds} rounds after a warm-up: the median of
+the rounds' ratios, the smallest and the largest. Training steps are whole optimiser steps, crafting included, against
+one of AT without a defence; curricula (CAT, FAT) stand at their last epoch. Made by `make bench`.
 
 | comparison | ratio | range | target | ours, ms | other, ms |
 |---|--:|--:|---|--:|--:|

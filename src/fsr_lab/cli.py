@@ -95,13 +95,14 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     name = cfg.label
     if cfg.run is not None:
         cfg, path = with_run(cfg, list(HydraConfig.get().overrides.task))
-        name = name or f"{cfg.label} ({cfg.checkpoint})"
     else:
         path = Path(cfg.weights)
-        name = name or path.name
+    kept = checkpoints.kept_weights(path)
+    words = [path.stem, cfg.average or kept[0]] if len(kept) > 1 else [path.stem]
+    name = name or (f"{cfg.label} ({', '.join(words)})" if cfg.run else ", ".join([path.name, *words[1:]]))
     data = engine.opened_data(cfg)
     model = build.build_model(cfg)
-    checkpoints.load_weights(model, path)
+    checkpoints.load_weights(model, path, cfg.average)
     record = engine.evaluate_model(
         cfg, model, data, name=name, command=session.command, device=engine.best_device(cfg.device)
     )
@@ -250,13 +251,16 @@ def refuse_arguments(verb: str, message: str) -> NoReturn:
 def translate(verb: str, argv: Sequence[str]) -> list[str]:
     """Spell out the command line's short forms.
 
-    `train attack=X` is the training attack; `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats
-    the overrides that DIR was started with, in that directory.
+    `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
+    `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats the overrides that DIR was started with, in
+    that directory.
     """
     words = []
     for word in argv:
         if verb == "train" and word.startswith("attack="):
             words.append("attack@strategy." + word)
+        elif verb == "train" and word.startswith("strategy.base="):
+            words.append("strategy@" + word)
         elif verb == "evaluate" and word.startswith("attack="):
             names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",") if name.strip()]
             if not names:
@@ -265,8 +269,23 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
         elif verb == "train" and word.startswith("resume=") and word not in ("resume=auto", "resume=never"):
             words = [*overrides_of(Path(word[len("resume=") :])), *words]
         else:
-            words.append(word)
+            words.append(quoted_path(word))
     return words
+
+
+def quoted_path(word: str) -> str:
+    """Quote `key=PATH` where PATH is there and Hydra would take its commas and brackets for a sweep or a list."""
+    key, _, value = word.partition("=")
+    plain = value.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum()
+    if plain or not value or value[0] in "'\"[{" or not Path(value).exists():
+        return word
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Return a text as a quoted string of Hydra's grammar."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def overrides_of(run: Path) -> list[str]:
@@ -280,8 +299,7 @@ def overrides_of(run: Path) -> list[str]:
         raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
     # without what told that run not to resume: here it would clear the directory
     kept = [str(word) for word in OmegaConf.load(stored) if not str(word).lstrip("+").startswith("resume=")]
-    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
-    return [*kept, "hydra.mode=RUN", f"hydra.run.dir='{quoted}'"]  # unquoted, a comma would be a sweep
+    return [*kept, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(run))}"]  # unquoted, a comma would be a sweep
 
 
 def report_arguments(argv: Sequence[str]) -> None:
@@ -304,11 +322,12 @@ def usage() -> str:
 
 def one_line(err: BaseException) -> str:
     """Return an error's cause and cure in one line, out of the wrappings that Hydra puts around it."""
-    if isinstance(err, MissingConfigException) and err.missing_cfg_file and err.options:
+    if isinstance(err, MissingConfigException) and err.missing_cfg_file:
         group, _, name = err.missing_cfg_file.partition("/")
         folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / group  # options of nested groups too
         known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
-        return unknown(group, name, known or err.options)
+        if known := known or list(err.options or []):  # Hydra tells none where the group takes a list
+            return unknown(group, name, known)
     if isinstance(err, OverrideParseException):
         return f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
     while isinstance(err, InstantiationException) and err.__cause__ is not None:

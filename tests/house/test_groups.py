@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning import Callback
 
 from fsr_lab.core.defense import FeatureDefense
 from fsr_lab.dataset.base import ImageDataModule
@@ -51,7 +52,7 @@ def composed(name):
             merged |= composed(f"{Path(name).parent.as_posix()}/{entry}.yaml")
         else:
             ((key, _),) = entry.items()
-            if "@" in key:
+            if "@" in key and not key.partition("@")[2].startswith("_global_"):
                 merged[key.partition("@")[2].split(".")[0]] = {}
     return {key: value for key, value in (merged | own).items() if key != "defaults"}
 
@@ -123,6 +124,7 @@ IMPLEMENTS = {
     "strategy": lambda cls: issubclass(cls, Strategy) and cls is not Strategy,
     "defense": lambda cls: issubclass(cls, FeatureDefense),
     "dataset": lambda cls: issubclass(cls, ImageDataModule) and not inspect.isabstract(cls),
+    "modifier": lambda cls: hasattr(cls, "before_loss") or (issubclass(cls, Callback) and not inspect.isabstract(cls)),
 }
 
 

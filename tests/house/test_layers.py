@@ -34,7 +34,7 @@ ONLY_IN = {
     "omegaconf": {
         "fsr_lab.cli", "fsr_lab.engine.build", "fsr_lab.engine.run", "fsr_lab.engine.rank", "fsr_lab.engine.launch",
     },
-    "lightning": {"fsr_lab.dataset", "fsr_lab.callback", "fsr_lab.engine"},
+    "lightning": {"fsr_lab.dataset", "fsr_lab.modifier", "fsr_lab.callback", "fsr_lab.engine"},
     "torch": {f"fsr_lab.{name}" for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis")},
 }  # fmt: skip
 """Third-party packages that only these modules, or modules of these packages, may import."""

@@ -118,7 +118,7 @@ def test_each_package_of_the_first_layer_imports_alone(loaded, package):
     parts = {name.split(".")[1] for name in loaded[modules_of(package)] if name.startswith("fsr_lab.")}
     assert parts == {"core", package}
     # torchmetrics, which lightning loads, plots where it finds matplotlib
-    more = {"torchvision", "lightning", "sklearn", "matplotlib"} if package == "dataset" else set()
+    more = {"torchvision", "lightning", "sklearn", "matplotlib"} if package in ("dataset", "modifier") else set()
     assert loaded[modules_of(package)] & set(HEAVY) <= {"torch"} | more
 
 

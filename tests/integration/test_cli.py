@@ -270,6 +270,19 @@ def own(plain, tmp_path):
     return Path(shutil.copytree(plain, tmp_path / "own"))
 
 
+@pytest.mark.parametrize("name", ["seed=0,defense=none", "a b", "x (1)"])
+def test_a_run_is_found_by_its_plain_path_whatever_its_name(fsr, plain, tmp_path, name):
+    run = Path(shutil.copytree(plain, tmp_path / name))
+    outcome = fsr("evaluate", f"run={run}", "evaluation=none", "device=cpu")
+    assert outcome.code == 0, outcome.err
+    assert_same_outcome(evaluated(tmp_path), EvaluationRecord.load(run / "records" / "last.json"))
+    for path in (run, run.relative_to(tmp_path)):
+        outcome = fsr("train", f"resume={path}")
+        assert outcome.code == 0, outcome.err
+        assert "epoch" not in outcome.err
+    assert fsr("report", name).code == 0
+
+
 def test_resume_never_trains_afresh(fsr, tiny, own):
     before = torch.load(own / "checkpoints" / "last.ckpt", weights_only=True)
     stamp = (own / "checkpoints" / "last.ckpt").stat().st_mtime_ns

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,34 @@ def test_one_process_and_two_see_the_same_gradients(fsr, tiny, tmp_path):
     for name, before in initial.items():
         assert (before - one[name]).abs().max() > 1e-3, name
         assert torch.allclose(one[name], two[name], rtol=0, atol=1e-6), name
+
+
+COMBINATIONS = [
+    *(f"strategy=at defense={name}" for name in ("none", "fsr", "fsr_wo_sep", "fsr_wo_rec", "fd", "cas", "cifs")),
+    "strategy=trades defense=cas", "strategy=mart defense=cifs", "strategy=alp defense=fsr",
+    "strategy=cat defense=fsr", "strategy=cat strategy.strength=0 defense=fsr", "strategy=fat defense=fsr",
+    "strategy=s2o_trades defense=fsr", "strategy=trades defense=fsr modifier=[awp]",
+]  # fmt: skip
+
+
+def test_no_parameter_is_left_unused_and_all_ranks_agree(tmp_path):
+    """DDP's default: a parameter without a gradient is an error in the step after."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = Path(__file__).with_name("ddp_steps.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), port, str(tmp_path), *COMBINATIONS],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    assert list(losses) == COMBINATIONS
+    assert all(len(values) == 3 and np.isfinite(values).all() for values in losses.values())
 
 
 @pytest.mark.slow

@@ -103,6 +103,19 @@ def test_a_joint_objective_of_a_silent_defence_is_the_plain_one(fake, images):
     assert torch.equal(joint(fake, x_adv, y, {}), losses.cross_entropy(fake(x_adv), y))
 
 
+@pytest.mark.parametrize("loss", [CrossEntropy(), KLFromClean()])
+def test_a_joint_objective_of_any_other_callable_is_the_plain_one(loss, fake, images):
+    x, x_adv, y = images
+    plain, joint = OnLogits(loss), JointWithAux(loss)
+    fake.has_attack_terms = False  # FSR: auxiliary tensors, but nothing that crafting must raise
+    fake.forward_with_aux = None
+    for model in (lambda images: images.flatten(1) @ fake.weight, fake):
+        wanted = plain(model, x_adv, y, plain.prepare(model, x, y))
+        prepared = joint.prepare(model, x, y)
+        assert prepared.keys() == ({"logits"} if loss.needs_clean else set())
+        assert torch.equal(joint(model, x_adv, y, prepared), wanted)
+
+
 @pytest.mark.parametrize("make", [OnLogits, JointWithAux])
 def test_what_is_prepared_survives_compaction_row_by_row(make, fake, images):
     x, x_adv, y = images

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsr_lab.core.units import as_fraction, fraction
+from fsr_lab.core.units import as_fraction, fraction, nonnegative
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,10 @@ def test_levels_are_written_as_the_field_writes_them(level):
 def test_other_values_are_written_plainly():
     assert as_fraction(0.12) == "0.12"
     assert as_fraction(0.3, denominator=10) == "3/10"
+
+
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
+def test_a_weight_is_a_finite_number_of_at_least_nought(value):
+    assert nonnegative("beta", 0) == 0
+    with pytest.raises(ValueError, match=r"^expected beta of at least 0, got "):
+        nonnegative("beta", value)

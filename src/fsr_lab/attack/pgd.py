@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Classifier, Objective
+from fsr_lab.core.types import Classifier, Forward, Objective
 from fsr_lab.core.units import fraction
 
 
@@ -25,12 +25,18 @@ class PGD:
         threat: the set searched.
         steps: number of gradient steps.
         relative_step: step size as a fraction of eps.
-        random_start: start at a uniform point of the set, not at the clean image.
+        random_start: start at a random point, not at the clean image.
+        start_std: of a Gaussian start x + start_std * N(0, 1), not clipped, as TRADES and MART have it; None starts
+            at a uniform point of the set.
         objective: what is raised, summed over the batch, so that the batch size changes nothing.
         policy: precision of the crafting passes.
+        patience: steps that a sample goes on for once it is misclassified; then it stays where it is (friendly
+            adversarial training: Zhang et al., 2020, arXiv:2002.11242). None goes on to the end.
+        jitter: standard deviation of Gaussian noise added in every step (as there).
+        noise: craft through the defences' training noise, not the deterministic deployed model.
 
     Raises:
-        ValueError: fewer than one step, or a step size that is no number of at least 0.
+        ValueError: fewer than one step, or a size that is no number of at least 0.
     """
 
     threat: Threat
@@ -39,13 +45,24 @@ class PGD:
     random_start: bool
     objective: Objective = OnLogits(CrossEntropy())
     policy: Policy = Policy()
-
-    exact_on_linear: ClassVar[bool] = True
+    start_std: float | None = None
+    patience: int | None = None
+    jitter: float = 0.0
+    noise: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"expected at least 1 step, got {self.steps}")
-        object.__setattr__(self, "relative_step", fraction(self.relative_step))
+        if self.patience is not None and self.patience < 0:
+            raise ValueError(f"expected patience of at least 0 steps, got {self.patience}")
+        for name in ("relative_step", "start_std", "jitter"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, fraction(getattr(self, name)))
+
+    @property
+    def exact_on_linear(self) -> bool:
+        """Whether it reaches the worst point of a linear model; losses that compare with clean logits have two."""
+        return not self.objective.loss.needs_clean
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
@@ -60,18 +77,68 @@ class PGD:
     def iterates(self, model: Classifier, x: Tensor, y: Tensor, *, at: Sequence[int]) -> Mapping[int, Tensor]:
         """Return the iterate after each of the step counts `at`, detached: PGD-20 on the way to PGD-100."""
         found: dict[int, Tensor] = {}
-        with crafting(model, self.policy, example=x) as attacked:
+        with crafting(model, self.policy, example=x, noise=self.noise) as attacked:
             # clones: inference tensors, as Lightning's validation hands them over, cannot enter autograd
             x, y = x.detach().clone(), y.clone()
             with torch.no_grad():
                 prepared = self.objective.prepare(attacked, x, y)
-            x_adv = self.threat.random_start(x) if self.random_start else x
+            seen = _Watched(attacked)
+            friends = None if self.patience is None else _Friends(y, self.patience)
+            x_adv = self._start(x)
             for step in range(1, max(at) + 1):
                 x_adv = x_adv.detach().requires_grad_()
-                value = self.objective(attacked, x_adv, y, prepared).sum()
+                value = self.objective(seen, x_adv, y, prepared).sum()
                 (gradient,) = torch.autograd.grad(value, x_adv)
-                moved = self.threat.step(x_adv.detach(), gradient, self.relative_step * self.threat.eps)
+                x_adv = x_adv.detach()
+                moved = self.threat.step(x_adv, gradient, self.relative_step * self.threat.eps)
+                if self.jitter:
+                    moved = moved + self.jitter * torch.randn_like(moved)
+                if friends is not None:
+                    moved = torch.where(friends.stay(seen.logits)[:, None, None, None], x_adv, moved)
                 x_adv = self.threat.project(moved, x)
                 if step in at:
                     found[step] = x_adv
         return found
+
+    def _start(self, x: Tensor) -> Tensor:
+        if not self.random_start:
+            return x
+        if self.start_std is None:
+            return self.threat.random_start(x)
+        return x + self.start_std * torch.randn_like(x)
+
+
+class _Friends:
+    """Counts each sample's patience; one that has run out stays for good. All (N,), on the device, never read back."""
+
+    def __init__(self, y: Tensor, patience: int) -> None:
+        self.y = y
+        self.left = torch.full_like(y, patience)
+
+    def stay(self, logits: Tensor) -> Tensor:
+        """Return which samples keep their present iterate, on which the logits are."""
+        wrong = logits.argmax(1) != self.y
+        staying = wrong & (self.left <= 0)
+        self.left = torch.where(wrong & ~staying, self.left - 1, self.left)
+        return staying
+
+
+class _Watched:
+    """The attacked model, whose latest logits are kept; everything else about it is the model's own."""
+
+    def __init__(self, model: Classifier) -> None:
+        self.model: Any = model
+        self.logits = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        self.logits = logits.detach()
+        return logits
+
+    def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
+        forward: Forward = self.model.forward_with_aux(x, targets)
+        self.logits = forward.logits.detach()
+        return forward
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return -log p_y."""
-    return functional.cross_entropy(_full(logits), y, reduction="none")
+    return functional.cross_entropy(full_precision(logits), y, reduction="none")
 
 
 def kl(target_logits: Tensor, logits: Tensor) -> Tensor:
@@ -19,13 +19,13 @@ def kl(target_logits: Tensor, logits: Tensor) -> Tensor:
 
     Source: TRADES (Zhang et al., 2019, arXiv:1901.08573), Eq. 5's regulariser.
     """
-    log_p, log_q = _full(target_logits).log_softmax(1), _full(logits).log_softmax(1)
+    log_p, log_q = full_precision(target_logits).log_softmax(1), full_precision(logits).log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Return z_y minus the largest other logit: positive exactly where the prediction is right."""
-    logits = _full(logits)
+    logits = full_precision(logits)
     true = logits.gather(1, y[:, None]).squeeze(1)
     return true - _without(logits, y).amax(1)
 
@@ -54,7 +54,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         ValueError: fewer than four classes.
     """
     ranked = _ranked(logits, 4, "targeted dlr")
-    logits = _full(logits)
+    logits = full_precision(logits)
     gap = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
     return -gap / (ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2 + 1e-12)
 
@@ -64,20 +64,23 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     Source: MART (Wang et al., 2020), Eq. 8; both constants are the released code's and bound the second term.
     """
-    wrong = _without(_full(logits).softmax(1), y).amax(1)
+    wrong = _without(full_precision(logits).softmax(1), y).amax(1)
     return cross_entropy(logits, y) - (1.0001 - wrong + 1e-12).log()
 
 
-def _full(logits: Tensor) -> Tensor:
+def full_precision(logits: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are: autocast's halves are too coarse for a loss."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _without(values: Tensor, y: Tensor) -> Tensor:
     """Return values with the true class out of reach of any maximum."""
+    if values.shape[1] < 2:
+        raise ValueError(f"expected at least 2 classes, to have a wrong one, got {values.shape[1]}")
     return values.masked_fill(functional.one_hot(y, values.shape[1]).bool(), -torch.inf)
 
 
 def _ranked(logits: Tensor, count: int, name: str) -> Tensor:
     if logits.shape[1] < count:
         raise ValueError(f"expected at least {count} classes for {name}, got {logits.shape[1]}; use the margin")
-    return _full(logits).topk(count, dim=1).values
+    return full_precision(logits).topk(count, dim=1).values

@@ -71,24 +71,33 @@ class OnLogits:
 
 @dataclass(frozen=True)
 class JointWithAux:
-    """The same loss on the logits and on whatever the model's defences add to it (CAS, CIFS)."""
+    """The same loss on the logits and on whatever the model's defences add to it (CAS, CIFS).
+
+    Of a model without such defences, or any other callable, the logits alone.
+    """
 
     loss: SampleLoss
 
     def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
-        if not self.loss.needs_clean:
-            return {}
+        if not self.loss.needs_clean or not _adds_terms(model):
+            return OnLogits(self.loss).prepare(model, x, y)
         clean = cast(Defended, model).forward_with_aux(x)
         flat = {f"{point}|{key}": value for point, aux in clean.aux.items() for key, value in aux.items()}
         return {"logits": clean.logits} | flat
 
     def __call__(self, model: Classifier, x_adv: Tensor, y: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
+        if not _adds_terms(model):
+            return OnLogits(self.loss)(model, x_adv, y, prepared)
         defended = cast(Defended, model)
         adv = defended.forward_with_aux(x_adv)
         clean = _unflatten(prepared) if self.loss.needs_clean else None
         total = self.loss(adv.logits, y, None if clean is None else clean.logits)
         terms = defended.attack_terms(adv, y, clean=clean, loss=self.loss)
         return total if terms is None else total + terms
+
+
+def _adds_terms(model: Classifier) -> bool:
+    return bool(getattr(model, "has_attack_terms", False))
 
 
 def _unflatten(prepared: Mapping[str, Tensor]) -> Forward:

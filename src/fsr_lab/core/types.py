@@ -40,8 +40,8 @@ class Forward(NamedTuple):
     logits: Tensor
     aux: Mapping[str, Mapping[str, Tensor]]
 
-    def rows(self, keep: Tensor) -> "Forward":
-        """Return the part of the batch that an index or boolean (N,) selects."""
+    def rows(self, keep: Tensor | slice) -> "Forward":
+        """Return the part of the batch that a slice, an index or a boolean (N,) selects."""
         aux = {point: {key: value[keep] for key, value in named.items()} for point, named in self.aux.items()}
         return Forward(self.logits[keep], aux)
 
@@ -158,11 +158,11 @@ class Modifier(Protocol):
     """Acts around the optimiser step, with any strategy; any number of them compose."""
 
     def before_loss(self, module: nn.Module, loss: Callable[[], Tensor], progress: Progress) -> None:
-        """Act between crafting and the loss; `loss()` is the batch's loss at the weights of the moment."""
+        """Act between crafting and the loss; `loss()` is the batch's loss, in training mode, at the current weights."""
         ...
 
     def after_optimizer_step(self, module: nn.Module) -> None:
-        """Take back what `before_loss` did to the weights."""
+        """Take back what `before_loss` did to the weights; also called where a batch ends without a step."""
         ...
 
     def true_weights(self) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pixel quantities are fractions of one: `8/255` in a config, 0.0313… in code."""
+"""Numbers as users write them: pixel quantities are fractions of one, `8/255` in a config, 0.0313… in code."""
 
 import math
 from fractions import Fraction
@@ -17,6 +17,17 @@ def fraction(value: str | float) -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"expected a finite value of at least 0, such as 8/255, got {value!r}")
     return number
+
+
+def nonnegative(name: str, value: float) -> float:
+    """Return a loss term's weight.
+
+    Raises:
+        ValueError: it is negative, or no finite number.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"expected {name} of at least 0, got {value}")
+    return value
 
 
 def as_fraction(value: float, denominator: int = 255) -> str:

@@ -65,7 +65,7 @@ def build_strategy(cfg: DictConfig) -> Strategy:
 
 
 def build_modifiers(cfg: DictConfig) -> list[Modifier | Callback]:
-    """Build what acts around the optimiser step: modifiers of ours, or Lightning's averaging callbacks."""
+    """Build what acts around the optimiser step: modifiers, or callbacks that average."""
     return [instantiate(node, _convert_="all") for node in (cfg.get("modifier") or {}).values()]
 
 
@@ -73,8 +73,9 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"expected trainer.max_epochs of at least 1, got {cfg.trainer.max_epochs}")
-    callbacks = [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
-    callbacks += [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
+    # averages first: they must have seen a step before a callback saves it
+    callbacks = [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
+    callbacks += [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
     loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
     # an empty validation loader would be a warning at every run without a held-out split
     unvalidated = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
@@ -101,17 +102,24 @@ def build_policy(cfg: DictConfig) -> Policy:
     return cast(Policy, instantiate(cfg.crafting.evaluate))
 
 
-def bare_step(cfg: DictConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def bare_step(
+    cfg: DictConfig, progress: Progress = Progress(epoch=0, max_epochs=1, step=0)
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return one complete optimiser step, crafting included, outside any Trainer: what benches time.
 
     The function takes x (N, C, H, W) in [0, 1] and y (N,), updates the model it closes over, and returns the loss.
+    Callbacks, weight averaging among them, are the Trainer's and do not run.
+
+    Args:
+        cfg: composed as for `fsr train`.
+        progress: where training is taken to stand, for curricula.
     """
     module = build_module(cfg, build_model(cfg))
     model = module.model.train()
     optimizer = module.build_optimizer(model.parameters())
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        loss = total(module.training_output(x, y, Progress(0, 1, 0)))
+        loss = total(module.training_output(x, y, progress))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

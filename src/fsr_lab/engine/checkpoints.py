@@ -10,9 +10,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from fsr_lab.core.files import write_atomically
+from fsr_lab.core.suggest import unknown
 from fsr_lab.engine.release_layout import translated, unwrapped
 
 WHICH = ("last", "best")
+ONLINE = "online"
 _PREFIX = "model."
 
 
@@ -59,16 +61,27 @@ def read_safely(path: Path) -> Any:
         raise ValueError(f"{path} is not a whole checkpoint ({reason}); fetch or train it again") from err
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def kept_weights(path: Path) -> list[str]:
+    """Return the names of a checkpoint's weights: its averages, the one that validation judged first, and online."""
+    return [*_averages(read_safely(path)), ONLINE]
+
+
+def load_weights(model: nn.Module, path: Path, average: str | None = None) -> None:
     """Load a run's checkpoint, or a plain state dict of the model or of its bare backbone, into a model.
 
     State dicts of published networks are known by their layouts, see `release_layout`.
 
+    Args:
+        model: takes the weights.
+        path: of the checkpoint.
+        average: which of its weights, see `kept_weights`; None is the first.
+
     Raises:
-        ValueError: the weights are of another architecture; the message says which keys differ.
+        ValueError: there is no such average, or the weights are of another architecture; the message says which keys
+            differ.
     """
     content = read_safely(path)
-    state = unwrapped(content)
+    state = _chosen(content, average, path)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
@@ -79,6 +92,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if differences := _differences(model.state_dict(), state):
         raise ValueError(f"{path} is of another architecture: {differences}; give the model that it was trained with")
     model.load_state_dict(state)
+
+
+def _chosen(content: Any, average: str | None, path: Path) -> Any:
+    """Return what a name stands for in what a file holds, which need not be a state dict."""
+    averages = _averages(content)
+    name = next(iter(averages), ONLINE) if average is None else average
+    if name in averages:
+        return averages[name]
+    if name != ONLINE:
+        raise ValueError(f"{unknown('average', name, [*averages, ONLINE])}, in {path}")
+    return unwrapped(content)
+
+
+def _averages(content: Any) -> Mapping[str, Any]:
+    averages = content.get("averages") if isinstance(content, Mapping) else None
+    return averages if isinstance(averages, Mapping) else {}
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -68,6 +68,8 @@ class RobustClassifier(LightningModule):
         self.build_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
         self.modifiers = tuple(modifiers)
+        # averages of the network, by name, which callbacks put here; no submodules: nothing of them is trained
+        self.averages: dict[str, nn.Module] = {}
         self.seed = seed
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -107,6 +109,7 @@ class RobustClassifier(LightningModule):
         return self.strategy.losses(model, crafted)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._restore()  # where gradients are accumulated, a batch ends without an optimiser step
         if self.global_step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self.stop_if_diverged()
 
@@ -127,31 +130,32 @@ class RobustClassifier(LightningModule):
         self._position = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let modifiers take back what they did to the weights."""
-        super().optimizer_step(*args, **kwargs)
-        for modifier in self.modifiers:
-            modifier.after_optimizer_step(self)
+        """Step, then let modifiers take back what they did to the weights, whatever happens in the step."""
+        try:
+            super().optimizer_step(*args, **kwargs)
+        finally:
+            self._restore()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure accuracy on clean and attacked images, both judged on the deployed model."""
+        """Measure accuracy on clean and attacked images, both of the first average, or of the network without one."""
         x, y = batch
-        x_adv = self.val_attack(self.model, x, y)
-        with judging(self.model) as deployed:
+        model = next(iter(self.averages.values()), self.model)
+        x_adv = self.val_attack(model, x, y)
+        with judging(model) as deployed:
             self.val_acc.update(deployed(x), y)
             self.val_robust_acc.update(deployed(x_adv), y)
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
         self.log("val/robust_acc", self.val_robust_acc, on_step=False, on_epoch=True, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write weights that are no numbers over good ones."""
+        """Write the true weights, and refuse to write what is no number over good ones."""
         self.stop_if_diverged()
-        # where a callback put an average in its place, the online weights lie beside it
-        online = checkpoint.get("current_model_state", checkpoint["state_dict"])
         for modifier in self.modifiers:
-            online.update(modifier.true_weights())
-        for name, value in checkpoint["state_dict"].items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise TrainingDivergedError(self._diverged(f"{name} was not finite", self.global_step))
+            checkpoint["state_dict"].update(modifier.true_weights())
+        for state in (checkpoint["state_dict"], *checkpoint.get("averages", {}).values()):
+            for name, value in state.items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise TrainingDivergedError(self._diverged(f"{name} was not finite", self.global_step))
 
     def stop_if_diverged(self) -> None:
         """Raise if a loss since the last look was not finite.
@@ -172,6 +176,10 @@ class RobustClassifier(LightningModule):
             told = {"total_steps": int(self.trainer.estimated_stepping_batches)}
         schedule = {"scheduler": self.build_scheduler(optimizer, **told), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _restore(self) -> None:
+        for modifier in reversed(self.modifiers):
+            modifier.after_optimizer_step(self)
 
     def _diverged(self, what: str, step: int) -> str:
         return (

@@ -4,7 +4,7 @@ import gc
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
-from fsr_lab.engine.checkpoints import WHICH, checkpoint_path, load_weights
+from fsr_lab.engine.checkpoints import ONLINE, WHICH, checkpoint_path, kept_weights, load_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
 from fsr_lab.evaluation.run import evaluate
 from fsr_lab.model.defended import DefendedModel
@@ -46,7 +46,7 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
         overrides: what the config was composed from, kept so that the run can be resumed by its folder alone.
 
     Returns:
-        One record per kept checkpoint.
+        One record per kept checkpoint, and per average in it.
 
     Raises:
         ValueError: the directory holds a run of another configuration, or the config cannot work.
@@ -156,14 +156,12 @@ def load_records(folder: Path) -> list[EvaluationRecord]:
 
 
 def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> list[EvaluationRecord]:
-    """Attack the kept checkpoints; one that is the same network as another is not attacked twice."""
+    """Attack the kept checkpoints, averages and online weights; one that is the same as another not twice."""
     records: dict[str, EvaluationRecord] = {}
-    for which in cfg.test_checkpoints:
-        if which == "best" and not (run / "checkpoints" / "best.ckpt").is_file():
-            continue  # no validation chose one
+    for path, words in _kept_networks(cfg, run):
         model = build.build_model(cfg)
-        load_weights(model, checkpoint_path(run, which))
-        name = f"{cfg.label} ({which})"
+        load_weights(model, path, words[-1] if len(words) > 1 else ONLINE)
+        name = f"{cfg.label} ({', '.join(words)})"
         weights = state_hash(model.state_dict())
         same = next((old for old in records.values() if old.provenance.hashes["weights"] == weights), None)
         if same is None:
@@ -171,9 +169,19 @@ def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> li
             record = evaluate_model(cfg, model, data, name=name, command=command, device=_device(cfg))
         else:
             record = replace(same, name=name)
-        record.save(run / "records", which)
-        records[which] = record
+        record.save(run / "records", "_".join(words))
+        records["_".join(words)] = record
     return list(records.values())
+
+
+def _kept_networks(cfg: DictConfig, run: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the checkpoints to attack, each with what names its network: ["last"], or ["last", "ema"] of an average."""
+    for which in cfg.test_checkpoints:
+        if which == "best" and not (run / "checkpoints" / "best.ckpt").is_file():
+            continue  # no validation chose one
+        path = checkpoint_path(run, which)
+        kept = kept_weights(path)
+        yield from ((path, [which, weights] if len(kept) > 1 else [which]) for weights in kept)
 
 
 def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int = 8) -> None:

@@ -15,7 +15,9 @@ def find_records(folder: Path) -> list[tuple[Path, EvaluationRecord]]:
         ValueError: the folder does not exist or holds no record.
     """
     # within a run, last comes before best: it is the paper's column
-    paths = sorted(folder.glob("**/records/**/*.json"), key=lambda path: (path.parent, path.stem != "last", path.stem))
+    paths = sorted(
+        folder.glob("**/records/**/*.json"), key=lambda path: (path.parent, not path.stem.startswith("last"), path.stem)
+    )
     if not paths:
         raise ValueError(f"no evaluation record below {folder}; give a run, a sweep or an artefact folder")
     return [(path, EvaluationRecord.load(path)) for path in paths]

@@ -1,8 +1,9 @@
 """The template every strategy fills: craft, forward, losses."""
 
 from dataclasses import is_dataclass, replace
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from fsr_lab.core.objective import JointWithAux
@@ -19,22 +20,64 @@ class Strategy:
     Natural forward first, then the adversarial one, as two BatchNorm batches, as the released TRADES and MART do.
     The criterion is handed to the model's defences, which may apply it to their own auxiliary logits.
 
+    Class attributes:
+        needs_clean: the criterion compares with clean images.
+        classification: the criterion's term that classifies; the others compare.
+
     Args:
         attack: crafts the training examples.
+        concat: one forward, and one BatchNorm batch, for clean and adversarial images.
+        share_noise: the defences draw the same noise for clean and adversarial images.
     """
 
-    needs_clean: ClassVar[bool] = False
+    needs_clean: bool = False
+    classification: str = "ce"
+    base: "Strategy | None" = None
 
-    def __init__(self, *, attack: Attack) -> None:
+    def __init__(self, *, attack: Attack, concat: bool = False, share_noise: bool = False) -> None:
         self.attack = attack
+        self.concat = concat
+        self.share_noise = share_noise
+
+    def build_on(self, base: "Strategy") -> None:
+        """Become a strategy over another: take from it whatever this one does not define itself.
+
+        Raises:
+            ValueError: the base crafts nothing.
+        """
+        if not hasattr(base, "attack"):
+            raise ValueError(
+                f"{type(self).__name__} builds on a strategy that attacks, and {type(base).__name__} does not; "
+                "give strategy.base=at, trades, mart or alp"
+            )
+        self.base = base
+        self.attack = base.attack
+        self.concat, self.share_noise = base.concat, base.share_noise
+        self.needs_clean = self.needs_clean or base.needs_clean
+        self.classification = base.classification
+
+    def replace_crafting(self, base: "Strategy") -> None:
+        """Become a strategy over another, whose crafting this one replaces.
+
+        Raises:
+            ValueError: the base crafts in a way of its own, or nothing.
+        """
+        self.build_on(base)
+        if type(base).craft is not Strategy.craft or not hasattr(base.attack, "steps"):
+            raise ValueError(
+                f"{type(self).__name__} replaces PGD crafting, and {type(base).__name__} crafts in a way of its own; "
+                "give strategy.base=at, trades, mart or alp (and let s2o stand outside: strategy=s2o)"
+            )
 
     def criterion(self, adv: Tensor, clean: Tensor | None, y: Tensor) -> dict[str, Tensor]:
         """Return named, weighted scalars from (N, K) logits on adversarial and (if needed) clean images."""
-        raise TypeError(f"{type(self).__name__} must define criterion(adv, clean, y)")
+        if self.base is None:
+            raise TypeError(f"{type(self).__name__} must define criterion(adv, clean, y)")
+        return self.base.criterion(adv, clean, y)
 
     def auxiliary_criterion(self, clean: Tensor | None) -> Criterion:
         """Return the criterion for a defence's auxiliary logits, given the final logits on clean images."""
-        return self.criterion
+        return self.criterion if self.base is None else self.base.auxiliary_criterion(clean)
 
     def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Crafted:
         """Find the images to train on."""
@@ -42,7 +85,15 @@ class Strategy:
 
     def forwards(self, model: Defended, crafted: Crafted) -> tuple[Forward | None, Forward]:
         """Return the forward on clean images, where it is needed, and the one on adversarial images."""
-        clean = model.forward_with_aux(crafted.x, crafted.y) if self.needs_clean else None
+        if not self.needs_clean:
+            return None, model.forward_with_aux(crafted.x_adv, crafted.y)
+        if self.concat:
+            count = len(crafted.x)
+            both = model.forward_with_aux(torch.cat([crafted.x, crafted.x_adv]), torch.cat([crafted.y, crafted.y]))
+            return both.rows(slice(0, count)), both.rows(slice(count, None))
+        devices = [crafted.x.device] if crafted.x.is_cuda else []
+        with torch.random.fork_rng(devices, enabled=self.share_noise):  # left, the draws begin where they began
+            clean = model.forward_with_aux(crafted.x, crafted.y)
         return clean, model.forward_with_aux(crafted.x_adv, crafted.y)
 
     def losses(self, model: Defended, crafted: Crafted) -> StepOutput:

@@ -1,0 +1,69 @@
+"""Channel-wise Activation Suppressing (Bai et al., ICLR 2021, arXiv:2103.08307)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fsr_lab.core.defense import FeatureDefense
+from fsr_lab.core.route import Route
+from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward, SampleLoss
+from fsr_lab.defense.probe import PROBE, check_beta, in_full, pooled, probe_attack_terms, probe_losses, reweighted
+
+
+class CAS(FeatureDefense):
+    """Scales each channel by what a linear probe makes of it for one class: f * W[class], without a bias.
+
+    The class is the true one while training, and the probe's own prediction otherwise, or where no labels are
+    given. Weights may be negative; nothing is normalised. The mask trains the probe's weights; through the choice
+    of the class no gradient flows, and an attack on the logits alone is blind to it. So training crafts against
+    the probe as well: `attack_terms`.
+
+    Auxiliary tensors: `p_probe` (N, K) logits of the probe on the spatial means.
+
+    Args:
+        shape: of the feature; sizes only the channels.
+        num_classes: K.
+        beta: weight of the probe's loss, in training and in crafting alike.
+
+    Raises:
+        ValueError: a negative beta.
+    """
+
+    def __init__(self, shape: FeatureShape, num_classes: int, *, beta: float = 2.0) -> None:
+        super().__init__()
+        check_beta(beta)
+        self.beta = beta
+        self.probe = nn.Linear(shape.channels, num_classes)
+
+    def forward(
+        self,
+        features: Tensor,
+        targets: Tensor | None = None,
+        *,
+        route: Route | None = None,
+        want_aux: bool = True,
+    ) -> DefenseOutput:
+        """Scale the channels of (N, C, H, W) features; see `FeatureDefense.forward`."""
+        classes = targets if self.training else None
+        aux: dict[str, Tensor] = {}
+        if want_aux or classes is None:
+            logits = in_full(self.probe(pooled(features, self.probe.in_features)))
+            classes = logits.argmax(1) if classes is None else classes
+            aux = {PROBE: logits} if want_aux else {}
+        return DefenseOutput(reweighted(features, in_full(self.probe.weight[classes])), aux)
+
+    def auxiliary_loss(
+        self, adv: Forward, y: Tensor, point: str, *, clean: Forward | None, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """Return the strategy's criterion on the probe's logits, times beta."""
+        return probe_losses(adv, y, point, clean=clean, criterion=criterion, beta=self.beta)
+
+    def attack_terms(
+        self,
+        adv_aux: Mapping[str, Tensor],
+        y: Tensor,
+        clean_aux: Mapping[str, Tensor] | None,
+        loss: SampleLoss,
+    ) -> Tensor:
+        """Return the crafting loss on the probe's logits, times beta."""
+        return probe_attack_terms(adv_aux, y, clean_aux, loss, beta=self.beta)

@@ -1,0 +1,76 @@
+"""Strategies through the real command line: bases, curricula, and what a wrong combination gets."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from fsr_lab.core.record import EvaluationRecord
+
+AT = ("strategy.attack.steps=2",)
+
+
+def curve(run, name):
+    """Return the logged values of a metric."""
+    (path,) = run.glob("metrics/**/metrics.csv")
+    with path.open(newline="") as stream:
+        return [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
+
+
+@pytest.mark.parametrize(
+    ("options", "terms"),
+    [
+        (("strategy=trades", *AT, "defense=fsr"), {"ce", "kl", "block2/sep", "block2/rec"}),
+        (("strategy=mart", *AT, "defense=none"), {"bce", "kl"}),
+        (("strategy=cat", "strategy.base=trades", "strategy.max_strength=2", "defense=none"), {"ce", "kl"}),
+        (("strategy=s2o_mart", "strategy.base.attack.steps=2", "defense=none"), {"bce", "kl", "s2o"}),
+    ],
+    ids=["trades+fsr", "mart", "cat over trades", "s2o_mart"],
+)
+def test_a_strategy_trains_and_logs_every_term(options, terms, fsr, tiny, tmp_path):
+    run = tmp_path / "run"
+    short = ("trainer.max_epochs=1", "+trainer.limit_train_batches=2", "evaluation=none", f"hydra.run.dir={run}")
+    outcome = fsr("train", *[word for word in tiny if not word.startswith(("strategy=", "defense="))], *options, *short)
+    assert outcome.code == 0, outcome.err
+    logged = {term: curve(run, f"train/{term}") for term in terms}
+    assert all(len(values) == 2 for values in logged.values()), logged
+    total = curve(run, "train/loss")
+    assert total == pytest.approx([sum(values) for values in zip(*logged.values(), strict=True)], rel=1e-5)
+    name = next(word for word in options if word.startswith("strategy=")).partition("=")[2]
+    text = (run / "config.yaml").read_text()
+    assert f"label: {name}+" in text
+
+
+def test_a_curriculum_by_validation_trains_and_keeps_its_state(fsr, tiny, tmp_path):
+    run = tmp_path / "run"
+    outcome = fsr(
+        "train", *[word for word in tiny if not word.startswith("strategy=")], "strategy=cat", "callback=curriculum",
+        "callback.curriculum.rule=threshold", "callback.curriculum.train_acc=0", "trainer.max_epochs=3",
+        "val_attack.steps=2", "strategy.max_strength=2", f"hydra.run.dir={run}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = [value for key, value in kept.items() if key.startswith("Curriculum")]
+    assert state["strength"] == 2
+    assert EvaluationRecord.load(run / "records" / "last.json").attacks[0] == "clean"
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (("strategy=cat", "strategy.base=natural"), "Natural"),
+        (("strategy=fat", "strategy.base=cat"), "crafts in a way of its own"),
+        (("strategy=trades", "strategy.beta=-1"), "beta of at least 0, got -1"),
+        (("strategy=mart", "strategy.lambda_kl=-2"), "lambda_kl of at least 0, got -2"),
+        (("strategy=at", "callback=curriculum"), "AT has none"),
+        (("strategy=trade",), "trades"),
+        (("strategy=cat", "strategy.base=trade"), "trades"),
+    ],
+)
+def test_a_wrong_combination_gets_one_line(options, cause, fsr, tiny, tmp_path):
+    kept = [word for word in tiny if not word.startswith("strategy=")]
+    outcome = fsr("train", *kept, *options, f"hydra.run.dir={tmp_path / 'run'}")
+    assert cause in outcome.refusal()
+    assert not list(tmp_path.glob("run/checkpoints/*"))
