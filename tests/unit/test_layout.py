@@ -134,3 +134,19 @@ def test_a_defence_sees_maps_and_the_network_its_tokens(batch, point):
     out = model.forward_with_aux(x)
     torch.testing.assert_close(out.logits, wanted)
     torch.testing.assert_close(out.aux[point]["mean"], seen)
+
+
+@pytest.mark.parametrize("layout", ["nlc", "nhwc"])
+def test_a_layout_compiles_to_one_graph(batch, layout):
+    x = batch[0]
+    net = Tokens() if layout == "nlc" else nn.Sequential(Permuted(), nn.Flatten())
+    model = attach(net, {"norm" if layout == "nlc" else "0": Doubled}, (3, 8, 8), 4 if layout == "nlc" else 192, layout)
+    wanted = model(x)
+    for dynamic in (False, True):
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        torch.testing.assert_close(compiled(x), wanted)
+
+
+class Permuted(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)

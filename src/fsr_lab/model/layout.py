@@ -4,7 +4,6 @@
 transformers): a square grid read row by row, after tokens of no place, such as the class token.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ class Layout(NamedTuple):
         if self.order == "nhwc":
             return activation.permute(0, 3, 1, 2)
         start = self._start(activation.shape[1])
-        side = math.isqrt(activation.shape[1] - start)
+        side = _root(activation.shape[1] - start)
         channels_first = activation[:, start:].transpose(1, 2)
         return channels_first.reshape(len(activation), -1, side, side)
 
@@ -56,7 +55,7 @@ class Layout(NamedTuple):
         tried = (0, 1) if self.prefix is None else (self.prefix, 0)
         for start in tried:
             grid = length - start
-            if grid > 0 and math.isqrt(grid) ** 2 == grid:
+            if grid > 0 and _root(grid) ** 2 == grid:
                 return start
         raise ValueError(f"{length} tokens, which make no square grid, with {tried} before it; tap another layer")
 
@@ -93,3 +92,11 @@ def recognise(shape: tuple[int, ...], taller: tuple[int, ...] | None, *, is_squa
         if taller[0] != first and taller[2] == last:
             return "nhwc"
     return "nhwc" if is_square and first == middle != last else None
+
+
+def _root(count: int) -> int:
+    """Return the side of the smallest square that holds `count`: math.isqrt is not traced for a symbolic size."""
+    side = 0
+    while side * side < count:
+        side += 1
+    return side

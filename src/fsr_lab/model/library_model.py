@@ -91,22 +91,23 @@ def from_timm(
 
 
 def expand_declared(backbone: nn.Module, point: str) -> list[str]:
-    """Return the layers that `feature_info` (all stages) or `feature_info[-1]` (the last) stands for.
+    """Return what `feature_info[-1]`, the last stage, or `feature_info[-4:]`, the last four, stands for.
 
     Any other point stands for itself.
 
     Raises:
         ValueError: the network declares no such stage.
     """
-    asked = re.fullmatch(r"feature_info(?:\[(-?\d+)\])?", point)
+    asked = re.fullmatch(r"feature_info\[(-?\d+)(:?)\]", point)
     if asked is None:
         return [point]
     stages = [str(info["module"]) for info in feature_info(backbone)]
-    if asked[1] is None and stages:
-        return stages
-    if asked[1] is not None and -len(stages) <= int(asked[1]) < len(stages):
-        return [stages[int(asked[1])]]
-    raise ValueError(f"{type(backbone).__name__} declares {len(stages)} stages in its feature_info, asked for {point}")
+    index = int(asked[1])
+    if not -len(stages) <= index < len(stages):
+        raise ValueError(
+            f"{type(backbone).__name__} declares {len(stages)} stages in its feature_info, asked for {point}"
+        )
+    return stages[index:] if asked[2] else [stages[index]]
 
 
 def _nearest(library: str, name: str, names: Iterable[str]) -> str:
