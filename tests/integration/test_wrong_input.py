@@ -60,7 +60,7 @@ def alone(outcome):
 # what the command line says ------------------------------------------------------------------------------------------
 
 WRONG = {
-    "unknown layer": (["defense=fsr", "defense.at=blok2"], ["blok2", "TinyCNN", "block2", "block2.0"]),
+    "unknown layer": (["defense=fsr", "defense.at=blok2"], ["blok2", "TinyCNN", "block2", "block2.conv"]),
     "unknown place at a layer": (["defense=fsr", "defense.at='block2:inn'"], ["'inn'", "in", "block2:inn"]),
     "a layer without a feature map": (["defense=fsr", "defense.at=fc"], ["fc", "(C, H, W)"]),
     "wrong channel count under a defence": (["defense=fsr", "model.in_channels=1"], ["(3, 8, 8)", "in_channels"]),
@@ -242,7 +242,7 @@ def test_missing_prepared_data_are_made_again(fsr, tiny, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model.width=16"], ["another architecture", "shape", "block1.0.weight", "(8, 3, 3, 3)", "(16, 3, 3, 3)"]),
+        (["model.width=16"], ["another architecture", "shape", "block1.conv.weight", "(8, 3, 3, 3)", "(16, 3, 3, 3)"]),
         (["+model.batch_norm=false"], ["another architecture", "unknown", "running_mean"]),
         (["defense=fsr"], ["another architecture", "missing", "taps"]),
     ],

@@ -75,10 +75,10 @@ def test_features_are_replaced_where_the_point_says(batch):
 
 
 def test_auxiliary_tensors_come_in_order_of_depth(batch):
-    model = defended({"avgpool:in": Scaled, "block2": Scaled, "block1.0": Scaled})
+    model = defended({"avgpool:in": Scaled, "block2": Scaled, "block1.conv": Scaled})
     out = model.forward_with_aux(*batch)
     assert isinstance(out, Forward)
-    assert list(out.aux) == ["block1.0", "block2", "avgpool:in"]
+    assert list(out.aux) == ["block1.conv", "block2", "avgpool:in"]
     assert all(named["mean"].shape == (8,) for named in out.aux.values())
 
 
@@ -166,17 +166,17 @@ def test_a_routed_view_shares_the_weights_and_changes_nothing_else(batch):
 
 
 def test_the_state_dict_names_points_without_dots(batch):
-    model = defended({"block1.0": FSR})
+    model = defended({"block1.conv": FSR})
     keys = list(model.state_dict())
     assert [key.partition(".")[0] for key in keys] == ["backbone"] * 6 + ["taps"] * (len(keys) - 6)
-    assert "taps.block1/0.defense.aux_head.weight" in keys
-    other = defended({"block1.0": FSR})
+    assert "taps.block1/conv.defense.aux_head.weight" in keys
+    other = defended({"block1.conv": FSR})
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(batch[0]), model(batch[0]))
 
 
 @pytest.mark.parametrize("make", [attach, DefendedModel], ids=["attach", "constructor"])
-@pytest.mark.parametrize("point", ["block1", "block1:in", "block1.1:instead"])
+@pytest.mark.parametrize("point", ["block1", "block1:in", "block1.relu:instead"])
 def test_a_tapped_backbone_is_refused(make, point):
     backbone = defended({point: FSR}).backbone
     with pytest.raises(RuntimeError, match="this TinyCNN carries the defences of another model already"):

@@ -154,15 +154,15 @@ def test_a_hooked_pair_is_left_alone_whenever_the_hook_came(which, when):
         assert names(net) == [("conv", "norm")]
 
 
-@pytest.mark.parametrize("point", ["block1.0", "block1.1", "block1.1:in", "block1.1:instead"])
+@pytest.mark.parametrize("point", ["block1.conv", "block1.norm", "block1.norm:in", "block1.norm:instead"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_tapped_pair_is_left_alone_whenever_the_tap_came(point, when):
     net = stir(TinyCNN(num_classes=4, batch_norm=True))
     if when == "after":
-        assert ("block1.0", "block1.1") in names(net)
+        assert ("block1.conv", "block1.norm") in names(net)
     model = stir(attach(net, {point: FSR}, (3, 8, 8), 4))
-    assert ("backbone.block1.0", "backbone.block1.1") not in names(model)
-    assert ("backbone.block2.0", "backbone.block2.1") in names(model)
+    assert ("backbone.block1.conv", "backbone.block1.norm") not in names(model)
+    assert ("backbone.block2.conv", "backbone.block2.norm") in names(model)
     assert difference(model) < 1e-5
 
 

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from fsr_lab.core.route import Route
 from fsr_lab.core.types import FeatureShape, Forward
-from fsr_lab.defense import fsr as module_under_test
-from fsr_lab.defense.fsr import FSR, Parts, logistic_noise
+from fsr_lab.defense import masks
+from fsr_lab.defense.fsr import FSR, Parts
+from fsr_lab.defense.masks import logistic_noise
 from fsr_lab.model.defended import attach
 from fsr_lab.model.tiny_cnn import TinyCNN
 
@@ -54,6 +55,12 @@ def fsr():
     return defense.eval()
 
 
+def parts_of(defense, features, route=None):
+    """Return all parts under the noise of the moment."""
+    score = defense.score(features)
+    return defense.separate(features, score, defense.draw(features, score), route or Route())
+
+
 def scored(score, **options):
     """Return FSR with a separation net that gives `score`."""
     defense = FSR(FeatureShape(1, 1, 1), 10, width=4, **options)
@@ -66,7 +73,7 @@ def test_in_eval_mode_the_mask_is_equation_2_with_equal_draws():
     defense = scored(0.0).eval()
     defense.separation = nn.Identity()
     for dtype in (torch.float32, torch.float64):
-        mask = defense.to(dtype).separate(r.to(dtype), Route()).mask
+        mask = parts_of(defense.to(dtype), r.to(dtype)).mask
         assert mask.dtype == dtype
         for u in (0.5, 0.1):  # the draws cancel, whatever they are
             both = torch.full_like(r, u)
@@ -76,7 +83,7 @@ def test_in_eval_mode_the_mask_is_equation_2_with_equal_draws():
 
 @pytest.mark.parametrize(("score", "mask"), [(-1, 4.54e-5), (-0.2, 0.119203), (0, 0.5), (0.2, 0.880797), (1, 0.999955)])
 def test_golden_masks(score, mask):
-    found = scored(score).eval().separate(torch.ones(1, 1, 1, 1), Route()).mask.item()
+    found = parts_of(scored(score).eval(), torch.ones(1, 1, 1, 1)).mask.item()
     assert found == pytest.approx(mask, abs=6e-7)
 
 
@@ -84,9 +91,9 @@ def test_golden_training_mask(monkeypatch):
     u1, u2 = torch.tensor(0.2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
     g1, g2 = -torch.log(-torch.log(u1)), -torch.log(-torch.log(u2))
     assert (g1.item(), g2.item()) == pytest.approx((-0.4759, 1.0309), abs=6e-5)
-    monkeypatch.setattr(module_under_test, "logistic_noise", lambda score: (g1 - g2).expand_as(score))
+    monkeypatch.setattr(masks, "logistic_noise", lambda like: (g1 - g2).expand_as(like))
     defense = scored(0.3).double().train()
-    found = defense.separate(torch.ones(2, 1, 1, 1, dtype=torch.float64), Route()).mask[0].item()
+    found = parts_of(defense, torch.ones(2, 1, 1, 1, dtype=torch.float64)).mask[0].item()
     assert found == pytest.approx(literal_mask(torch.tensor(0.3, dtype=torch.float64), 0.1, u1, u2).item(), rel=1e-6)
     assert found == pytest.approx(5.7394e-6, rel=1e-4)
 
@@ -104,7 +111,7 @@ def test_golden_module_algebra():
 def test_the_training_mask_has_the_distribution_of_equation_2(r):
     n = 40_000
     score = torch.full((1, 1, 1, n), r)
-    mask = scored(r).train().separate(torch.ones_like(score), Route()).mask.flatten()
+    mask = parts_of(scored(r).train(), torch.ones_like(score)).mask.flatten()
     wanted = literal_mask(score.double(), 0.1, *torch.rand(2, 1, 1, 1, n, dtype=torch.float64)).flatten()
     # float32 rounds what is within 6e-8 of one to one; the tails beyond 1e-6 are compared by their weight
     ours, theirs = (values.double().clamp(1e-6, 1 - 1e-6).numpy() for values in (mask, wanted))
@@ -131,12 +138,12 @@ def test_the_noise_is_logistic_and_finite(monkeypatch):
 
 
 def test_each_unit_and_sample_has_its_own_draw():
-    mask = scored(0.0, tau=1.0).train().separate(torch.zeros(4, 1, 5, 5), Route()).mask
+    mask = parts_of(scored(0.0, tau=1.0).train(), torch.zeros(4, 1, 5, 5)).mask
     assert len(mask.unique()) == mask.numel()
 
 
 def test_the_parts_are_the_papers(fsr, features):
-    parts = fsr.separate(features, Route())
+    parts = parts_of(fsr, features)
     assert isinstance(parts, Parts)
     assert parts._fields == FIELDS
     m, r = parts.mask, fsr.recalibration
@@ -239,7 +246,7 @@ def test_when_noise_is_drawn(noise, in_training, in_eval):
     for training, noisy in ((True, in_training), (False, in_eval)):
         defense.train(training)
         state = torch.get_rng_state()
-        first, second = (defense.separate(x, Route()).mask for _ in range(2))
+        first, second = (parts_of(defense, x).mask for _ in range(2))
         assert torch.equal(first, second) != noisy
         assert torch.equal(torch.get_rng_state(), state) != noisy
 
@@ -309,7 +316,7 @@ def test_what_each_output_trains(name, reached, features):
 
 @pytest.mark.parametrize("part", ["f", "f_plus", "f_minus", "f_tilde_minus", "f_tilde", "f_plus_r"])
 def test_a_route_passes_on_the_part_it_names(part, fsr, features):
-    parts = fsr.separate(features, Route())
+    parts = parts_of(fsr, features)
     wanted = {"f": features, "f_plus_r": features + fsr.recalibration(features)} | parts._asdict()
     assert torch.equal(fsr(features, route=Route(part=part)).features, wanted[part])
     if part not in ("f", "f_tilde"):
@@ -321,7 +328,7 @@ def test_a_route_moves_the_mask_through_the_whole_module(fsr, features):
     out = fsr(features, route=Route(mask=given))
     repaired = fsr.recalibration((1 - given) * features)
     torch.testing.assert_close(out.features, features + (1 - given) * repaired)
-    warm = fsr.separate(features, Route(tau=2.0))
+    warm = parts_of(fsr, features, Route(tau=2.0))
     torch.testing.assert_close(warm.mask, torch.sigmoid(warm.score / 2))
     surrogate = fsr(features, route=Route(backward_tau=1.0)).features
     torch.testing.assert_close(surrogate, fsr(features).features, atol=1e-5, rtol=1e-5)
@@ -339,6 +346,7 @@ def test_all_routes_are_declared(fsr, features):
     ways = [Route(part=part) for part in ("f", "f_plus", "f_minus", "f_tilde_minus", "f_tilde", "f_plus_r")]
     ways += [Route(tau=1.0), Route(backward_tau=1.0), Route(mask=mask)]
     ways += [Route(mask_gradient=rule) for rule in ("exact", "stop", "straight_through")]
+    assert fsr.routes == FSR.routes
     for way in ways:
         assert way.uses <= FSR.routes
         assert fsr(features, route=way).features.isfinite().all()

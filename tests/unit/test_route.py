@@ -71,12 +71,21 @@ def test_a_straight_through_mask_passes_the_gradient_on():
     assert torch.equal(gradient(Route(mask_gradient="straight_through"), SCORES), torch.ones(9))
 
 
-def test_a_given_mask_is_used_as_it_is():
-    score = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    given_mask = torch.rand(1, 3, 1, 1)
-    found = mask_by(Route(mask=given_mask), score, TAU)
-    assert torch.equal(found, given_mask.double().expand(2, 3, 4, 4))
-    assert not found.requires_grad
+@pytest.mark.parametrize("route", [Route(), Route(tau=0.4), Route(backward_tau=1.0), Route(mask_gradient="stop")])
+def test_another_mask_than_the_deployed_one_keeps_its_value_and_gets_the_routes_gradient(route):
+    def rule(score, tau):
+        return torch.sigmoid(score * tau)  # rises with its temperature, unlike the deployed mask
+
+    tau = route.tau or TAU
+    score = SCORES.clone().requires_grad_()
+    mask = mask_by(route, score, TAU, rule)
+    torch.testing.assert_close(mask, torch.sigmoid(SCORES * tau))
+    if route.mask_gradient == "stop":
+        assert not mask.requires_grad
+        return
+    (found,) = torch.autograd.grad(mask.sum(), score)
+    own = torch.sigmoid(SCORES * tau) * (1 - torch.sigmoid(SCORES * tau)) * tau
+    torch.testing.assert_close(found, own if route.backward_tau is None else slope(SCORES, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fsr_lab.core.precision import full_precision
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return -log p_y."""
@@ -66,11 +68,6 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """
     wrong = _without(full_precision(logits).softmax(1), y).amax(1)
     return cross_entropy(logits, y) - (1.0001 - wrong + 1e-12).log()
-
-
-def full_precision(logits: Tensor) -> Tensor:
-    """Return values in float32, or in float64 if they are: autocast's halves are too coarse for a loss."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _without(values: Tensor, y: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """How a defence is re-routed for one call: by analyses that swap features, and by adaptive attacks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +11,8 @@ from fsr_lab.core.suggest import unknown
 
 Part = Literal["f", "f_plus", "f_minus", "f_tilde_minus", "f_tilde", "f_plus_r"]
 MaskGradient = Literal["exact", "stop", "straight_through"]
+MaskRule = Callable[[Tensor, float], Tensor]
+"""(score, temperature) -> a mask in [0, 1] of the score's shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +59,26 @@ class Route:
         return frozenset(rules | {self.part})
 
 
-def mask_by(route: Route, score: Tensor, tau: float) -> Tensor:
-    """Return the mask in [0, 1] of a score (any shape, noise already added) under a route's rule, in float32.
+def tempered(score: Tensor, tau: float) -> Tensor:
+    """Return sigmoid(score / tau): the mask as deployed."""
+    return torch.sigmoid(score / tau)
 
-    sigmoid(score / tau) as deployed; see `Route` for the rest. `tau` is the module's own temperature.
+
+def mask_by(route: Route, score: Tensor, tau: float, rule: MaskRule = tempered) -> Tensor:
+    """Return the mask in [0, 1] of a score (any shape, noise already added) under a route's rule, in its type.
+
+    Args:
+        route: whose temperatures and gradient apply. Its `mask` is for the defence to put in this one's place.
+        score: r.
+        tau: the module's own temperature.
+        rule: the module's own mask.
     """
-    if route.mask is not None:
-        return route.mask.to(score).expand_as(score)
-    mask = torch.sigmoid(score / (route.tau or tau))
+    mask = rule(score, route.tau or tau)
     if route.mask_gradient == "stop":
         return mask.detach()
     if route.mask_gradient == "straight_through":
         return mask.detach() + (score - score.detach())  # bracketed: the difference is exactly nought
     if route.backward_tau is not None:
-        soft = torch.sigmoid(score / route.backward_tau)
+        soft = tempered(score, route.backward_tau)
         return mask.detach() + (soft - soft.detach())
     return mask

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from fsr_lab.core.defense import FeatureDefense
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.route import Route
 from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward, SampleLoss
-from fsr_lab.defense.probe import PROBE, check_beta, in_full, pooled, probe_attack_terms, probe_losses, reweighted
+from fsr_lab.core.units import nonnegative
+from fsr_lab.defense.probe import PROBE, pooled, probe_attack_terms, probe_losses, reweighted
 
 
 class CAS(FeatureDefense):
@@ -31,8 +33,7 @@ class CAS(FeatureDefense):
 
     def __init__(self, shape: FeatureShape, num_classes: int, *, beta: float = 2.0) -> None:
         super().__init__()
-        check_beta(beta)
-        self.beta = beta
+        self.beta = nonnegative("beta", beta)
         self.probe = nn.Linear(shape.channels, num_classes)
 
     def forward(
@@ -47,10 +48,10 @@ class CAS(FeatureDefense):
         classes = targets if self.training else None
         aux: dict[str, Tensor] = {}
         if want_aux or classes is None:
-            logits = in_full(self.probe(pooled(features, self.probe.in_features)))
+            logits = full_precision(self.probe(pooled(features, self.probe.in_features)))
             classes = logits.argmax(1) if classes is None else classes
             aux = {PROBE: logits} if want_aux else {}
-        return DefenseOutput(reweighted(features, in_full(self.probe.weight[classes])), aux)
+        return DefenseOutput(reweighted(features, full_precision(self.probe.weight[classes])), aux)
 
     def auxiliary_loss(
         self, adv: Forward, y: Tensor, point: str, *, clean: Forward | None, criterion: Criterion

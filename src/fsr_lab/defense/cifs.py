@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsr_lab.core.defense import FeatureDefense
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.route import Route
 from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward, SampleLoss
-from fsr_lab.defense.probe import PROBE, check_beta, in_full, pooled, probe_attack_terms, probe_losses, reweighted
+from fsr_lab.core.units import nonnegative
+from fsr_lab.defense.probe import PROBE, pooled, probe_attack_terms, probe_losses, reweighted
 
 SHARPNESS = 5.0
 """Beta of the probe's Softplus, as released."""
@@ -50,10 +52,9 @@ class CIFS(FeatureDefense):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"expected at least 2 classes for CIFS, whose masks follow two, got {num_classes}")
-        check_beta(beta)
         if hidden is not None and hidden < 1:
             raise ValueError(f"expected hidden of at least 1, or null for a linear probe, got {hidden}")
-        self.beta = beta
+        self.beta = nonnegative("beta", beta)
         self.channels = shape.channels
         self.inner = None if hidden is None else nn.Linear(shape.channels, hidden)
         self.outer = nn.Linear(hidden or shape.channels, num_classes)
@@ -83,11 +84,11 @@ class CIFS(FeatureDefense):
             first: (N,) classes.
             second: (N,) classes; may equal `first`.
         """
-        rows = in_full(self.outer.weight)
+        rows = full_precision(self.outer.weight)
         importance = rows[first] + rows[second]
         if self.inner is not None:
-            slope = torch.sigmoid(SHARPNESS * in_full(self.inner(means)))
-            importance = in_full((importance * slope) @ in_full(self.inner.weight))
+            slope = torch.sigmoid(SHARPNESS * full_precision(self.inner(means)))
+            importance = full_precision((importance * slope) @ full_precision(self.inner.weight))
         return importance
 
     def auxiliary_loss(
@@ -109,4 +110,4 @@ class CIFS(FeatureDefense):
     def _logits(self, means: Tensor) -> Tensor:
         if self.inner is not None:
             means = functional.softplus(self.inner(means), beta=SHARPNESS)
-        return in_full(self.outer(means))
+        return full_precision(self.outer(means))

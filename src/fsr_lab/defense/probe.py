@@ -6,7 +6,6 @@ released TRADES and MART variants without either side naming the other.
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from fsr_lab.core.types import Criterion, Forward, SampleLoss
@@ -24,11 +23,6 @@ def pooled(features: Tensor, channels: int) -> Tensor:
     if features.shape[1] != channels:
         raise ValueError(f"expected features of {channels} channels, got {features.shape[1]}")
     return features.mean((2, 3))
-
-
-def in_full(values: Tensor) -> Tensor:
-    """Return values in float32, or float64 if given: logits and masks never stay in a half precision."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def reweighted(features: Tensor, mask: Tensor) -> Tensor:
@@ -55,13 +49,3 @@ def probe_attack_terms(
 ) -> Tensor:
     """Return (N,), beta times the crafting loss on a probe's logits; see `FeatureDefense.attack_terms`."""
     return beta * loss(adv_aux[PROBE], y, None if clean_aux is None else clean_aux[PROBE])
-
-
-def check_beta(beta: float) -> None:
-    """Refuse a weight below zero.
-
-    Raises:
-        ValueError: as above.
-    """
-    if not beta >= 0:
-        raise ValueError(f"expected beta of at least 0, got {beta}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.route import Route
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import DefenseOutput, FeatureShape
@@ -69,7 +70,7 @@ class SAP(FeatureDefense):
     def keep_probability(self, features: Tensor) -> Tensor:
         """Return q, (N, C, H, W) in [0, 1], detached, in float32 at least; zero activations are never kept."""
         size = features.detach().abs()
-        size = size if size.dtype == torch.float64 else size.float()
+        size = full_precision(size)
         # an all-zero sample has no shares: whatever is divided by, they are zero
         share = size / size.sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
         return -torch.expm1(-self.draws * size.shape[1:].numel() * share)

@@ -17,6 +17,7 @@ from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import AtomicCheckpointIO
 from fsr_lab.engine.module import RobustClassifier, total
+from fsr_lab.engine.profile import StepProfiler
 from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
 from fsr_lab.model.library_model import expand_declared
 from fsr_lab.model.normalize import Normalize
@@ -78,12 +79,12 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     callbacks += [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
     loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
     # an empty validation loader would be a warning at every run without a held-out split
-    unvalidated = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
+    given: dict[str, Any] = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
+    if cfg.trainer.get("profiler") == "steps":
+        given["profiler"] = StepProfiler()
     return cast(
         Trainer,
-        instantiate(
-            cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()], **unvalidated
-        ),
+        instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()], **given),
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -89,8 +90,9 @@ class RobustClassifier(LightningModule):
         self._flag(loss)
         self.train_acc.update(out.logits.detach(), y)
         values = {f"train/{name}": value.detach() for name, value in out.losses.items()}
-        self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
-        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        with self._profiled("logging"):
+            self.log_dict(values | {"train/loss": loss.detach()}, batch_size=len(y))
+            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss * share
 
     def training_output(self, x: Tensor, y: Tensor, progress: Progress, share: float = 1.0) -> StepOutput:
@@ -103,7 +105,8 @@ class RobustClassifier(LightningModule):
             share: this rank's weight among all ranks.
         """
         model = cast(Defended, self.model)
-        crafted = self.strategy.craft(model, x, y, progress)
+        with self._profiled("crafting"):
+            crafted = self.strategy.craft(model, x, y, progress)
         for modifier in self.modifiers:
             modifier.before_loss(self, lambda: total(self.strategy.losses(model, crafted)) * share, progress)
         return self.strategy.losses(model, crafted)
@@ -190,6 +193,10 @@ class RobustClassifier(LightningModule):
     def _flag(self, loss: Tensor) -> None:
         bad = ~loss.detach().isfinite() & (self.diverged_at < 0)
         self.diverged_at = torch.where(bad, self.global_step, self.diverged_at)
+
+    def _profiled(self, action: str) -> AbstractContextManager[None]:
+        """Tell the trainer's profiler of a part of the step; benches run steps without a trainer."""
+        return nullcontext() if self._trainer is None else self.trainer.profiler.profile(action)  # type: ignore[attr-defined]
 
     def _share(self, batch_idx: int) -> float:
         """Return this rank's weight under DDP's plain average; 1 in one process and for loaders that do not tell."""

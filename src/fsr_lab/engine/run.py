@@ -25,6 +25,7 @@ from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
 from fsr_lab.engine.checkpoints import ONLINE, WHICH, checkpoint_path, kept_weights, load_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
+from fsr_lab.engine.profile import StepProfiler
 from fsr_lab.evaluation.run import evaluate
 from fsr_lab.model.defended import DefendedModel
 
@@ -96,6 +97,8 @@ def fit(cfg: DictConfig, run: Path, data: ImageDataModule) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         module.stop_if_diverged()
+        if isinstance(trainer.profiler, StepProfiler):  # type: ignore[attr-defined]
+            print(trainer.profiler.summary(), flush=True)  # type: ignore[attr-defined]
     except SystemExit as err:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from err
     finally:

@@ -4,7 +4,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from fsr_lab.core.losses import cross_entropy, full_precision
+from fsr_lab.core.losses import cross_entropy
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Attack
 from fsr_lab.core.units import nonnegative

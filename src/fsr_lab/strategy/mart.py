@@ -4,7 +4,8 @@ from functools import partial
 
 from torch import Tensor
 
-from fsr_lab.core.losses import boosted_cross_entropy, full_precision
+from fsr_lab.core.losses import boosted_cross_entropy
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.types import Attack, Criterion
 from fsr_lab.core.units import nonnegative
 from fsr_lab.strategy.base import Strategy

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fsr_lab.core.losses import full_precision
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.types import Crafted, Defended, Progress
 from fsr_lab.strategy.base import Strategy
 
