@@ -24,10 +24,10 @@ OUTSIDE = {"optim", "trainer", "logger"}
 TARGETLESS = {"experiment", "paths", "hydra", "launcher", "hparams_search"}
 
 READ_BY_CONFIGS = {
-    "model": {"tap", "stages", "last_blocks", "activations", "convs", "functional"},
+    "model": {"tap", "stages", "last_blocks", "activations", "convs", "layout", "normalize", "functional"},
     "dataset": {"recipe"},
 }
-"""Keys beside a `_target_` that other configs interpolate; the constructor does not see them."""
+"""Keys beside a `_target_` that other configs interpolate or the builder reads; the constructor does not see them."""
 
 HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_", "defaults"}
 VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

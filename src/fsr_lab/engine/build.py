@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsr_lab.core.cost import Cost
 from fsr_lab.core.crafting import Policy
@@ -22,13 +22,15 @@ from fsr_lab.engine.module import RobustClassifier, total
 from fsr_lab.engine.profile import StepProfiler
 from fsr_lab.evaluation.cost import measure
 from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
+from fsr_lab.model.library_model import expand_declared
+from fsr_lab.model.normalize import Normalize
+from fsr_lab.model.points import feature_points
 
 POINTS = ("tap", "stages", "last_blocks", "activations", "convs")
 """Keys of a model's config that name its points; defences interpolate them, the constructor does not see them."""
-
-FUNCTIONAL = "functional"
-"""Key of a model's config: the classes of its modules which the code that the paper measured calls as functions, so
-that the paper's FLOPs leave them out. For the count alone; the constructor does not see it either."""
+AROUND = ("layout", "normalize", "functional")
+"""Keys of a model's config that say how its defences and its images are put to it, and which of its modules the code
+that the paper measured calls as functions, so that the paper's FLOPs leave them out; not the constructor's either."""
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
@@ -39,9 +41,12 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
 def build_model(cfg: DictConfig) -> DefendedModel:
     """Build the backbone, from the run's seed, with its defence attached."""
     torch.manual_seed(cfg.seed)
-    backbone = instantiate(_without(cfg.model, (*POINTS, FUNCTIONAL)), _convert_="all")
-    image_shape = tuple(OmegaConf.to_container(cfg.dataset.image_shape, resolve=True))  # type: ignore[arg-type]
-    return attach(backbone, _defenses(cfg), image_shape, cfg.dataset.num_classes)
+    backbone = instantiate(_without(cfg.model, (*POINTS, *AROUND)), _convert_="all")
+    if cfg.model.get("normalize"):
+        Normalize(**OmegaConf.to_container(cfg.model.normalize, resolve=True)).put_on(backbone)  # type: ignore[arg-type]
+    image_shape = cast(tuple[int, int, int], tuple(cfg.dataset.image_shape))
+    defenses = _defenses(cfg, backbone, image_shape)
+    return attach(backbone, defenses, image_shape, cfg.dataset.num_classes, cfg.model.get("layout") or "nchw")
 
 
 def measure_cost(cfg: DictConfig) -> Cost:
@@ -53,7 +58,7 @@ def measure_cost(cfg: DictConfig) -> Cost:
         # a constructor that computes something needs real tensors; what is wrong otherwise is so again
         model = build_model(cfg)
     image_shape = cast(tuple[int, int, int], tuple(cfg.dataset.image_shape))
-    return measure(model, image_shape, functional=cfg.model.get(FUNCTIONAL) or ())
+    return measure(model, image_shape, functional=cfg.model.get("functional") or ())
 
 
 def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
@@ -142,7 +147,7 @@ def bare_step(
     return step
 
 
-def _defenses(cfg: DictConfig) -> dict[str, DefenseBuilder]:
+def _defenses(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, DefenseBuilder]:
     """Read `defense.at`: a point, a list of points, or {point: extra constructor arguments}.
 
     `defense.place` ("in", "instead") applies to points that name none; `defense.sites` gives extra arguments to each
@@ -150,10 +155,15 @@ def _defenses(cfg: DictConfig) -> dict[str, DefenseBuilder]:
     """
     node = cast(dict[str, Any], OmegaConf.to_container(cfg.defense, resolve=True))
     at = node["at"]
-    if not at:
+    if not node.get("module"):
         return {}
+    if not at:
+        raise ValueError(
+            f"this model's config names no layer for the defence; give defense.at=LAYER, such as one of "
+            f"{feature_points(backbone, image_shape)}"
+        )
     if not isinstance(at, Mapping):
-        points = [at] if isinstance(at, str) else at
+        points = [name for point in ([at] if isinstance(at, str) else at) for name in expand_declared(backbone, point)]
         sites = node.get("sites") or [{}]
         at = {point: sites[min(index, len(sites) - 1)] for index, point in enumerate(points)}
     place = f":{node['place']}" if node.get("place") else ""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fsr_lab.core.files import write_atomically
 from fsr_lab.core.suggest import unknown
+from fsr_lab.engine.release_layout import translated, unwrapped
 
 WHICH = ("last", "best")
 ONLINE = "online"
@@ -68,6 +69,8 @@ def kept_weights(path: Path) -> list[str]:
 def load_weights(model: nn.Module, path: Path, average: str | None = None) -> None:
     """Load a run's checkpoint, or a plain state dict of the model or of its bare backbone, into a model.
 
+    State dicts of published networks are known by their layouts, see `release_layout`.
+
     Args:
         model: takes the weights.
         path: of the checkpoint.
@@ -85,23 +88,21 @@ def load_weights(model: nn.Module, path: Path, average: str | None = None) -> No
         raise ValueError(f"expected a state dict in {path}, got {type(content).__name__}")
     if any(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, nn.Module) and not any(name.startswith("backbone.") for name in state):
-        state = {f"backbone.{name}": value for name, value in state.items()}
+    state = translated(model, state)
     if differences := _differences(model.state_dict(), state):
         raise ValueError(f"{path} is of another architecture: {differences}; give the model that it was trained with")
     model.load_state_dict(state)
 
 
 def _chosen(content: Any, average: str | None, path: Path) -> Any:
-    """Return the state that a name stands for in what a file holds; None if that is no mapping."""
+    """Return what a name stands for in what a file holds, which need not be a state dict."""
     averages = _averages(content)
     name = next(iter(averages), ONLINE) if average is None else average
     if name in averages:
         return averages[name]
     if name != ONLINE:
         raise ValueError(f"{unknown('average', name, [*averages, ONLINE])}, in {path}")
-    return content.get("state_dict", content) if isinstance(content, Mapping) else None
+    return unwrapped(content)
 
 
 def _averages(content: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from fsr_lab.core.route import Route
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward, SampleLoss
 from fsr_lab.model import tape
+from fsr_lab.model.layout import Layout, layout_of
 from fsr_lab.model.points import find_module, inspect_points, parse_point
 
 
@@ -25,6 +26,7 @@ def attach(
     defenses: Mapping[str, DefenseBuilder],
     image_shape: tuple[int, int, int] = (3, 32, 32),
     num_classes: int = 10,
+    layout: str = "nchw",
 ) -> "DefendedModel":
     """Put feature defences into a network, at points given by name; their sizes are found, never typed.
 
@@ -36,6 +38,7 @@ def attach(
         defenses: {point: builder}, such as `{"layer4": FSR}` or `{"layer4": functools.partial(FSR, tau=0.1)}`.
         image_shape: (C, H, W) of the images.
         num_classes: K.
+        layout: of the network's activations at the points: "nchw", "nhwc" (Swin) or "nlc" (tokens).
 
     Raises:
         ValueError: see `inspect_points`.
@@ -45,13 +48,14 @@ def attach(
         >>> model = attach(torchvision.models.resnet18(num_classes=10), {"layer4": FSR})
     """
     _refuse_tapped(backbone)  # before it is copied for inspection, taps and all
-    shapes = inspect_points(backbone, list(defenses), image_shape, num_classes)
+    axes = layout_of(backbone, layout)
+    shapes = inspect_points(backbone, list(defenses), image_shape, num_classes, axes)
     built = {point: build(shape=shapes[point], num_classes=num_classes) for point, build in defenses.items()}
     initialize = getattr(backbone, "initialize", None)
     for defense in built.values():
         if initialize is not None and defense.follows_backbone_init:
             defense.apply(initialize)
-    return DefendedModel(backbone, built)
+    return DefendedModel(backbone, built, axes)
 
 
 class DefendedModel(nn.Module):
@@ -63,18 +67,19 @@ class DefendedModel(nn.Module):
     Args:
         backbone: maps (N, C, H, W) in [0, 1] to logits (N, K).
         defenses: {point: module}.
+        layout: of the activations at the points.
 
     Raises:
         RuntimeError: the backbone carries defences of another model already.
     """
 
-    def __init__(self, backbone: nn.Module, defenses: Mapping[str, FeatureDefense]) -> None:
+    def __init__(self, backbone: nn.Module, defenses: Mapping[str, FeatureDefense], layout: Layout = Layout()) -> None:
         super().__init__()
         _refuse_tapped(backbone)
         self.backbone = backbone
         self.taps = nn.ModuleDict()
         for point, defense in defenses.items():
-            tap = Tap(point, defense)
+            tap = Tap(point, defense, layout)
             tap.put_on(find_module(backbone, point))
             self.taps[point.replace(".", "/")] = tap  # a module's name cannot hold a dot
 
@@ -177,16 +182,17 @@ class Routed(nn.Module):
 
 
 class Tap(nn.Module):
-    """Adapts a defence to its place in the network.
+    """Adapts a defence to its place in the network, and what the network passes there to a feature map and back.
 
     The hooks are bound methods, never closures: `copy.deepcopy` and `pickle` rebind them to the copy, where a
     closure would go on calling the original's defence.
     """
 
-    def __init__(self, point: str, defense: FeatureDefense) -> None:
+    def __init__(self, point: str, defense: FeatureDefense, layout: Layout = Layout()) -> None:
         super().__init__()
         self.point = point
         self.defense = defense
+        self.layout = layout
 
     def put_on(self, module: nn.Module) -> None:
         """Register at a module, at the place that the point names."""
@@ -207,17 +213,18 @@ class Tap(nn.Module):
         """Replace a module's first input."""
         return (self.defend(inputs[0]), *inputs[1:])
 
-    def defend(self, features: Tensor) -> Tensor:
+    def defend(self, activation: Tensor) -> Tensor:
         """Run the defence as the open tape says, and file what it gives."""
         open_tape = tape.current()
+        features = self.layout.to_map(activation)
         if open_tape is None:
             deployed: DefenseOutput = self.defense(features, want_aux=False)
-            return deployed.features
+            return self.layout.restore(deployed.features, activation)
         route = open_tape.route.get(self.point)
         output: DefenseOutput = self.defense(features, open_tape.targets, route=route, want_aux=open_tape.want_aux)
         if open_tape.want_aux:
             open_tape.aux[self.point] = output.aux
-        return output.features
+        return self.layout.restore(output.features, activation)
 
 
 def _refuse_tapped(backbone: nn.Module) -> None:

@@ -1,5 +1,7 @@
 """ResNet for small images: He et al., 2016 (arXiv:1512.03385), in the CIFAR form of the adversarial literature."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
@@ -10,23 +12,34 @@ class ResNet(nn.Module):
     images of any size of at least 8x8. Initialised by PyTorch's defaults, as there.
 
     Args:
+        block: `BasicBlock` or `Bottleneck`.
         blocks: number of blocks in each of the four groups.
         num_classes: K.
         in_channels: of the images.
-        width: channels of the first group; the others double it. 64 is the paper's.
+        width: channels of the stem; the groups have 1, 2, 4 and 8 times as many, times the block's expansion. 64 is
+            the paper's.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int, in_channels: int, width: int) -> None:
+    def __init__(
+        self,
+        block: "type[BasicBlock | Bottleneck]",
+        blocks: tuple[int, int, int, int],
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: int,
+    ) -> None:
         super().__init__()
+        out = block.expansion * width
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1 = _group(width, width, blocks[0], stride=1)
-        self.layer2 = _group(width, 2 * width, blocks[1], stride=2)
-        self.layer3 = _group(2 * width, 4 * width, blocks[2], stride=2)
-        self.layer4 = _group(4 * width, 8 * width, blocks[3], stride=2)
+        self.layer1 = _group(block, width, width, blocks[0], stride=1)
+        self.layer2 = _group(block, out, 2 * width, blocks[1], stride=2)
+        self.layer3 = _group(block, 2 * out, 4 * width, blocks[2], stride=2)
+        self.layer4 = _group(block, 4 * out, 8 * width, blocks[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width, num_classes)
+        self.fc = nn.Linear(8 * out, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) in [0, 1] to logits (N, K)."""
@@ -38,11 +51,18 @@ class ResNet(nn.Module):
 
 def resnet18(*, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> ResNet:
     """Build ResNet-18: 11,173,962 parameters at width 64 for ten classes."""
-    return ResNet((2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, width=width)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, width=width)
+
+
+def resnet50(*, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> ResNet:
+    """Build ResNet-50, the surrogate of transfer attacks: 23,520,842 parameters at width 64 for ten classes."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, width=width)
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    expansion: ClassVar[int] = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -52,11 +72,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        self.shortcut = _shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C, H / stride, W / stride), not negative."""
@@ -65,7 +81,41 @@ class BasicBlock(nn.Module):
         return activated
 
 
-def _group(in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
-    blocks = [BasicBlock(in_channels, channels, stride)]
-    blocks += [BasicBlock(channels, channels, 1) for _ in range(count - 1)]
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a four times wider 1x1 convolution with a shortcut; the 3x3 has the stride."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out = self.expansion * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(channels, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu3 = nn.ReLU()
+        self.shortcut = _shortcut(in_channels, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, 4 C, H / stride, W / stride), not negative."""
+        features = self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))))
+        activated: Tensor = self.relu3(self.bn3(self.conv3(features)) + self.shortcut(x))
+        return activated
+
+
+def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    if stride == 1 and in_channels == channels:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+
+def _group(
+    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, count: int, stride: int
+) -> nn.Sequential:
+    blocks = [block(in_channels, channels, stride)]
+    blocks += [block(block.expansion * channels, channels, 1) for _ in range(count - 1)]
     return nn.Sequential(*blocks)
