@@ -202,6 +202,7 @@ def test_a_copy_runs_its_own_defence(duplicate, model, batch):
 
 
 def test_forward_compiles_to_one_graph(model, batch):
+    torch.compiler.reset()  # networks of other tests count towards its limit of graphs
     model.eval()
     wanted = drawn(model, batch[0])
     keys = list(model.state_dict())
@@ -213,6 +214,7 @@ def test_forward_compiles_to_one_graph(model, batch):
 
 
 def test_forward_with_aux_compiles_to_one_graph(model, batch):
+    torch.compiler.reset()  # networks of other tests count towards its limit of graphs
     model.eval()
     wanted = drawn(model.forward_with_aux, *batch)
     compiled = torch.compile(model.forward_with_aux, fullgraph=True, backend="aot_eager")

@@ -24,7 +24,8 @@ class Scaled(FeatureDefense):
         self.seen = []
 
     def forward(self, features, targets=None, *, route=None, want_aux=True):
-        self.seen.append((targets, route, want_aux))
+        if self.seen is not None:
+            self.seen.append((targets, route, want_aux))
         return DefenseOutput(self.factor * features, {"mean": features.mean((1, 2, 3))} if want_aux else {})
 
     def auxiliary_loss(self, adv, y, point, *, clean, criterion):
@@ -240,3 +241,27 @@ def test_a_module_with_more_than_one_input_keeps_the_others(batch):
     x = batch[0]
     model = attach(TwoPaths(), {"join:in": Scaled}, (3, 8, 8), 192)
     torch.testing.assert_close(model(x), (2 * x - 0.5 * x).flatten(1))
+
+
+@pytest.mark.parametrize("call", ["forward", "forward_with_aux"])
+def test_a_defended_network_does_not_run_the_graph_of_one_compiled_before_it(call, batch):
+    torch.compiler.reset()  # what other tests compiled counts towards a limit
+
+    def logits(model):
+        found = getattr(model, call)(batch[0])
+        return found if call == "forward" else found.logits
+
+    sites = {}, {"block2": FSR}, {"block1": FSR}, {"block1": FSR, "block2": FSR}, {"block2": Scaled}, {}
+    values = []
+    for defenses in sites:
+        torch.manual_seed(0)
+        model = defended(defenses)
+        for defense in model.defenses.values():
+            defense.seen = None  # not appended to in a graph
+        for parameter in model.taps.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        wanted = logits(model)
+        torch.testing.assert_close(torch.compile(logits, fullgraph=True, backend="aot_eager")(model), wanted)
+        values.append(wanted)
+    assert torch.equal(values[0], values[-1])
+    assert all(not torch.allclose(values[0], value, atol=1e-3) for value in values[1:-1])

@@ -78,6 +78,7 @@ class DefendedModel(nn.Module):
         _refuse_tapped(backbone)
         self.backbone = backbone
         self.taps = nn.ModuleDict()
+        self._points = tuple(defenses)
         for point, defense in defenses.items():
             tap = Tap(point, defense, layout)
             tap.put_on(find_module(backbone, point))
@@ -100,8 +101,7 @@ class DefendedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K)."""
-        logits: Tensor = self.backbone(x)
-        return logits
+        return self._run(x)
 
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
         """Return logits and every defence's auxiliary tensors.
@@ -111,7 +111,7 @@ class DefendedModel(nn.Module):
             targets: (N,) labels, which label-conditioned defences use in training mode.
         """
         with tape.recording(tape.Tape(targets=targets)) as filed:
-            logits = self.backbone(x)
+            logits = self._run(x)
         return Forward(logits, filed.aux)
 
     def routed(self, route: Mapping[str, Route]) -> "Routed":
@@ -152,6 +152,13 @@ class DefendedModel(nn.Module):
                 total = term if total is None else total + term
         return total
 
+    def _run(self, x: Tensor) -> Tensor:
+        # Dynamo takes no notice of hooks when it asks whether a compiled graph fits; it does of what is read here.
+        # Without it, a defended network ran the graph of an undefended one that was compiled before it
+        assert "" not in self._points
+        logits: Tensor = self.backbone(x)
+        return logits
+
     @property
     def _sites(self) -> Counter[type[FeatureDefense]]:
         return Counter(type(defense) for defense in self.defenses.values())
@@ -171,13 +178,12 @@ class Routed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K) along the route."""
         with tape.recording(tape.Tape(route=self.route, want_aux=False)):
-            logits: Tensor = self.model.backbone(x)
-        return logits
+            return self.model._run(x)
 
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
         """As `DefendedModel.forward_with_aux`, along the route."""
         with tape.recording(tape.Tape(targets=targets, route=self.route)) as filed:
-            logits = self.model.backbone(x)
+            logits = self.model._run(x)
         return Forward(logits, filed.aux)
 
 
