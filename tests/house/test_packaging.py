@@ -16,7 +16,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYER_1 = ("model", "defense", "attack", "strategy", "modifier", "dataset")
 HERE = [name for name in LAYER_1 if (SRC / name).is_dir()]
 
-HEAVY = ("torch", "torchvision", "lightning", "wandb", "matplotlib", "hydra", "omegaconf", "tensorboard", "sklearn")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "wandb",
+    "matplotlib",
+    "hydra",
+    "omegaconf",
+    "tensorboard",
+    "sklearn",
+    "timm",
+)
 
 # forks before each import, so that torch is loaded once; prints {imported: every module then loaded}
 PROBE = """

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsr_lab.defense.fsr import FSR
 from fsr_lab.model.defended import attach
 from fsr_lab.model.points import inspect_points
-from fsr_lab.model.resnet import resnet18
+from fsr_lab.model.resnet import resnet18, resnet50
 from fsr_lab.model.tiny_cnn import TinyCNN
 
 
@@ -77,6 +77,22 @@ def test_a_block_is_residual():
     assert torch.equal(block(features), features)
     torch.nn.init.constant_(block.bn2.bias, -0.5)
     torch.testing.assert_close(block(features), (features - 0.5).clamp_min(0))
+
+
+def test_a_bottleneck_is_residual_and_strides_in_its_middle():
+    net = resnet50(width=2).eval()
+    strides = [conv.stride for conv in (net.layer2[0].conv1, net.layer2[0].conv2, net.layer2[0].conv3)]
+    assert strides == [(1, 1), (2, 2), (1, 1)]
+    block = net.layer1[1]
+    features = torch.rand(2, 8, 5, 5)
+    hidden = block.bn1(block.conv1(features)).clamp_min(0)
+    hidden = block.bn2(block.conv2(hidden)).clamp_min(0)
+    torch.testing.assert_close(block(features), (block.bn3(block.conv3(hidden)) + features).clamp_min(0))
+    torch.nn.init.zeros_(block.bn3.weight)
+    assert torch.equal(block(features), features)
+    assert len(block.shortcut) == 0
+    # four times as many channels leave the first block: its shortcut is a convolution although the side is kept
+    assert net.layer1[0].shortcut[0].out_channels == 8
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16), (3, 17), (4, 40)])
