@@ -224,7 +224,7 @@ class FSR(FeatureDefense):
         repair = self.recalibration
         if not self.use_sep:
             assert repair is not None
-            return Parts(None, None, None, None, None, features + run(repair, features))
+            return Parts(None, None, None, None, None, full_precision(features) + run(repair, features))
         mask = self._mask(features, score, noise, route, targets).expand_as(features)
         score = None if score is None else score.expand_as(features)
         f_plus, f_minus = mask * features, (1 - mask) * features
