@@ -53,11 +53,11 @@ def test_online_and_averaged_weights_are_kept_and_attacked(averaged):
     hashes = set()
     for name in ("ema", "swa", "online"):
         found = record(run / "records" / f"last_{name}.json")
-        assert found.name == f"at+fsr (last, {name})"
+        assert found.name == f"at+fsr+awp (last, {name})"
         hashes.add(found.provenance.hashes["weights"])
     assert len(hashes) == 3
-    assert sorted(rows(run)) == sorted(f"at+fsr ({c}, {w})" for c in ("last", "best") for w in ("ema", "swa", "online"))
-    assert "at+fsr (last, ema)" in rows(run)[:3]  # last comes before best
+    assert sorted(rows(run)) == sorted(f"at+fsr+awp ({c}, {w})" for c in ("last", "best") for w in ("ema", "swa", "online"))
+    assert "at+fsr+awp (last, ema)" in rows(run)[:3]  # last comes before best
 
 
 @pytest.mark.parametrize("average", ["ema", "online", None])
@@ -100,7 +100,7 @@ def test_seat_is_at_with_its_average_and_joins_other_modifiers(fsr, tiny, tmp_pa
     outcome = fsr("train", *tiny, *SMALL, *command)
     assert outcome.code == 0, outcome.err
     assert list(checkpoint(run)["averages"]) == ["seat_average"]
-    assert rows(run) == ["seat+fsr (last, online)", "seat+fsr (last, seat_average)"]
+    assert rows(run) == ["seat+fsr+awp (last, online)", "seat+fsr+awp (last, seat_average)"]
     config = (run / "config.yaml").read_text()
     assert "fsr_lab.modifier.awp.AWP" in config
     assert "fsr_lab.strategy.at.AT" in config

@@ -86,6 +86,13 @@ def build_modifiers(cfg: DictConfig) -> list[Modifier | Callback]:
     return [instantiate(node, _convert_="all") for node in (cfg.get("modifier") or {}).values()]
 
 
+def full_label(cfg: DictConfig) -> str:
+    """Return the row's name with the modifiers that change the training; averages have rows of their own."""
+    built = zip(cfg.get("modifier") or {}, build_modifiers(cfg), strict=True)
+    acting = [str(name) for name, modifier in built if isinstance(modifier, Modifier)]
+    return "+".join([cfg.label, *(name for name in acting if name not in cfg.label)])
+
+
 def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:

@@ -55,6 +55,7 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
         InterruptedRunError: the process was asked to stop; a checkpoint was written.
     """
     _check(cfg)
+    cfg.label = build.full_label(cfg)
     fresh = cfg.resume == "never"
     if not fresh and is_finished(cfg, run):
         return load_records(run)
