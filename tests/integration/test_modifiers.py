@@ -56,7 +56,8 @@ def test_online_and_averaged_weights_are_kept_and_attacked(averaged):
         assert found.name == f"at+fsr+awp (last, {name})"
         hashes.add(found.provenance.hashes["weights"])
     assert len(hashes) == 3
-    assert sorted(rows(run)) == sorted(f"at+fsr+awp ({c}, {w})" for c in ("last", "best") for w in ("ema", "swa", "online"))
+    wanted = [f"at+fsr+awp ({c}, {w})" for c in ("last", "best") for w in ("ema", "swa", "online")]
+    assert sorted(rows(run)) == sorted(wanted)
     assert "at+fsr+awp (last, ema)" in rows(run)[:3]  # last comes before best
 
 
@@ -196,4 +197,4 @@ def test_two_ranks_keep_one_average_with_batchnorm(fsr, tiny, tmp_path):
     )
     outcome = fsr("train", *tiny, *command, *TWO, "trainer.max_epochs=1", f"hydra.run.dir={run}")
     assert outcome.code == 0, outcome.err
-    assert rows(run) == ["at+fsr (last, ema)", "at+fsr (last, online)", "at+fsr (last, swa)"]
+    assert rows(run) == ["at+fsr+awp (last, ema)", "at+fsr+awp (last, online)", "at+fsr+awp (last, swa)"]
