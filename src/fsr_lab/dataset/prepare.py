@@ -1,17 +1,20 @@
-"""One prepared file for each dataset: built once under a lock, memory-mapped, verified before it is used."""
+"""One prepared file for each dataset: built once under a lock, memory-mapped, verified before it is used.
+
+Beside it lies a manifest that says what it holds, where that comes from and with which parameters it was made.
+"""
 
 import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fsr_lab.core.files import write_atomically, write_text
@@ -45,12 +48,14 @@ def prepare(
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,
+    parameters: Mapping[str, object],
     force: bool = False,
 ) -> Path:
     """Write `<name>.pt` and its manifest `<name>.json`, unless they are there.
 
     Jobs that start at once build once: the others wait for the lock and find the file. The manifest is
-    written last, so that without it nothing is prepared, whatever an interruption left.
+    written last, so that without it nothing is prepared, whatever an interruption left. A manifest that tells no
+    parameters is an earlier version's; its file is made anew.
 
     Args:
         name: the dataset's name, the stem of both files.
@@ -58,40 +63,42 @@ def prepare(
         build: fetches or makes the arrays.
         image_shape: (C, H, W), which the arrays must have.
         num_classes: K, which the labels must have.
+        parameters: what the arrays depend on.
         force: builds anew even if the file is there.
 
     Returns:
         The prepared file.
 
     Raises:
-        ValueError: the arrays are not as they should be.
+        ValueError: the arrays are not as they should be, or what is there was made with other parameters.
         OSError: the source cannot be had, or the files cannot be written.
     """
     target, manifest = folder / f"{name}.pt", folder / f"{name}.json"
-    if manifest.exists() and target.exists() and not force:
+    if not force and _is_prepared(name, folder, parameters):
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        if force or not (manifest.exists() and target.exists()):
+    with _alone(folder / f"{name}.lock", name):
+        if force or not _is_prepared(name, folder, parameters):
             log.info("preparing %s in %s", name, folder)
             arrays = checked(build(), name=name, image_shape=image_shape, num_classes=num_classes)
             tensors = {key: torch.tensor(getattr(arrays, key)) for key in KEYS}
             manifest.unlink(missing_ok=True)
             write_atomically(target, partial(torch.save, tensors))
-            write_text(manifest, _manifest(target, name, arrays.source, tensors))
+            write_text(manifest, _manifest(target, name, arrays.source, parameters, tensors))
     return target
 
 
-def load_prepared(name: str, folder: Path) -> Prepared:
+def load_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> Prepared:
     """Open a prepared file after verifying it: by size and time, or by contents where the time has changed.
 
     Args:
         name: the dataset's name.
         folder: where its files lie.
+        parameters: what it must have been made with.
 
     Raises:
         FileNotFoundError: nothing is prepared.
-        ValueError: the file is not the one that the manifest describes.
+        ValueError: the file is not the one that the manifest describes, or was made with other parameters.
     """
     target, described = folder / f"{name}.pt", folder / f"{name}.json"
     cure = f"run: fsr prepare dataset={name} force=true"
@@ -99,11 +106,13 @@ def load_prepared(name: str, folder: Path) -> Prepared:
         manifest = json.loads(described.read_text())
         hashes = {key: manifest["sha256"][key] for key in KEYS}
         size, mtime = manifest["size_bytes"], manifest["mtime_ns"]
+        made_with = dict(manifest["parameters"])
         found = target.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"{target} is not prepared; run: fsr prepare dataset={name}") from None
     except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"{described} is damaged: expected a manifest, got {err!r}; {cure}") from err
+    _refuse_other(target, made_with, parameters)
     if found.st_size != size:
         raise ValueError(f"{target} is damaged: expected {size} bytes, got {found.st_size}; {cure}")
     try:
@@ -120,12 +129,74 @@ def load_prepared(name: str, folder: Path) -> Prepared:
     return Prepared(**tensors, data_hash=data_hash)
 
 
-def _manifest(target: Path, name: str, source: str, tensors: Mapping[str, Tensor]) -> str:
+class About(NamedTuple):
+    """What a manifest says to a reader: how many images of each part, and where they come from."""
+
+    train: int
+    test: int
+    source: str
+
+
+def described(name: str, folder: Path, parameters: Mapping[str, object]) -> About:
+    """Verify a prepared file as `load_prepared` does, and return what its manifest says.
+
+    Raises:
+        FileNotFoundError: nothing is prepared.
+        ValueError: as `load_prepared`.
+    """
+    load_prepared(name, folder, parameters)
+    manifest = json.loads((folder / f"{name}.json").read_text())
+    return About(manifest["counts"]["train"], manifest["counts"]["test"], manifest["source"])
+
+
+@contextmanager
+def _alone(lock: Path, name: str) -> Iterator[None]:
+    """Hold the lock; who has to wait for another job is told."""
+    with suppress(Timeout), FileLock(lock, timeout=0):
+        yield
+        return
+    log.info("waiting for another job that prepares %s (%s)", name, lock)
+    with FileLock(lock):
+        yield
+
+
+def _is_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> bool:
+    target, described = folder / f"{name}.pt", folder / f"{name}.json"
+    if not (target.exists() and described.exists()):
+        return False
+    try:
+        manifest = json.loads(described.read_text())
+    except ValueError:
+        return True  # something is there; loading it says what is wrong with it
+    if "parameters" not in manifest:
+        return False
+    _refuse_other(target, manifest["parameters"], parameters)
+    return True
+
+
+def _refuse_other(target: Path, made_with: Mapping[str, object], parameters: Mapping[str, object]) -> None:
+    """Refuse what was made with other parameters; images that were verified serve who would not have verified them."""
+    other = [
+        f"{key}={made_with.get(key)} instead of {value}"
+        for key, value in json.loads(json.dumps(parameters)).items()
+        if made_with.get(key) != value and not (key == "verify" and made_with.get(key) is True)
+    ]
+    if other:
+        raise ValueError(
+            f"{target} was prepared with {', '.join(other)}; correct the config, keep both by dataset.folder=DIR, "
+            f"or make it anew by fsr prepare with the same dataset options and force=true"
+        )
+
+
+def _manifest(
+    target: Path, name: str, source: str, parameters: Mapping[str, object], tensors: Mapping[str, Tensor]
+) -> str:
     found = target.stat()
     return _json(
         {
             "name": name,
             "source": source,
+            "parameters": parameters,
             "counts": {"train": len(tensors["x_train"]), "test": len(tensors["x_test"])},
             "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
             "sha256": {key: _sha256(tensor) for key, tensor in tensors.items()},
