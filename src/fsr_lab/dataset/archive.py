@@ -46,8 +46,9 @@ def read_members(
         yield from members(source, base, is_wanted, limits)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as err:
         # OSError: what gzip says of another file, and a disk that cannot be read
+        reason = " ".join(str(err).split())
         raise ValueError(
-            f"{source} is damaged: expected the official archive, got {type(err).__name__} ({err}); "
+            f"{source} is damaged: expected the official archive, got {type(err).__name__} ({reason}); "
             f"delete it and run again, or give {cure}"
         ) from err
     except _UnfitError as err:

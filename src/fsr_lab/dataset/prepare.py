@@ -167,6 +167,8 @@ def _is_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> b
     try:
         manifest = json.loads(described.read_text())
     except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
         return True  # something is there; loading it says what is wrong with it
     if "parameters" not in manifest:
         return False

@@ -92,15 +92,9 @@ def read_mat(path: Path) -> tuple[Array, Array]:
         stored = loadmat(path, variable_names=["X", "y"])
         x, y = stored["X"], stored["y"].ravel()
     except (
-        MatReadError,
-        ValueError,
-        TypeError,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        zlib.error,
-        struct.error,
-    ) as err:
+        MatReadError, ValueError, TypeError, LookupError, OverflowError, MemoryError, EOFError, OSError,
+        NotImplementedError, zlib.error, struct.error,
+    ) as err:  # fmt: skip
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise ValueError(
             f"{path} is damaged: expected arrays X and y, got {reason}; delete it, or give {_CURE}"
@@ -109,8 +103,9 @@ def read_mat(path: Path) -> tuple[Array, Array]:
         raise ValueError(f"{path}: expected X (32, 32, 3, N) of uint8, got {x.shape} of {x.dtype}; give {_CURE}")
     if y.shape != (x.shape[3],):
         raise ValueError(f"{path}: expected a label for each of {x.shape[3]} images, got {y.size}; give {_CURE}")
-    if not np.issubdtype(y.dtype, np.number) or np.any(y != np.round(y)) or y.min() < 1 or y.max() > 10:
-        raise ValueError(f"{path}: expected labels 1 to 10, got {y.min()} to {y.max()}; give {_CURE}")
+    if not np.issubdtype(y.dtype, np.number) or not np.isin(y, range(1, 11)).all() or not y.size:
+        strange = [value for value in y.tolist() if value not in range(1, 11)]
+        raise ValueError(f"{path}: expected labels 1 to 10, got {strange[0] if strange else 'none'}; give {_CURE}")
     return x.transpose(3, 2, 0, 1), y.astype(np.int64) % 10
 
 

@@ -62,17 +62,17 @@ class TinyImageNet(ImageDataModule):
                 f"{source} is not Tiny ImageNet: expected md5 {MD5}, got {got}; "
                 f"fetch it again, or set dataset.verify=false if it is meant to differ"
             )
-        texts = dict(self._members(source, (_WNIDS, _ANNOTATIONS).__contains__))
-        if missing := [name for name in (_WNIDS, _ANNOTATIONS) if name not in texts]:
+        stored = dict(self._members(source, (_WNIDS, _ANNOTATIONS).__contains__))
+        if missing := [name for name in (_WNIDS, _ANNOTATIONS) if name not in stored]:
             raise FileNotFoundError(f"{source} lacks {BASE}/{missing[0]}; give {_CURE}")
-        wnids = sorted(texts[_WNIDS].decode().split())
+        wnids = sorted(_text(stored, _WNIDS, source).split())
         if len(wnids) != self.num_classes:
             raise ValueError(
                 f"{source}: expected {self.num_classes} classes in {_WNIDS}, got {len(wnids)}; "
                 f"give {_CURE}, or set dataset.num_classes"
             )
         classes = {wnid: label for label, wnid in enumerate(wnids)}
-        annotated = _annotations(texts[_ANNOTATIONS].decode(), classes, source)
+        annotated = _annotations(_text(stored, _ANNOTATIONS, source), classes, source)
         train: list[tuple[int, int, Array]] = []
         test: list[tuple[int, int, Array]] = []
         wanted = len(annotated) * 11  # ten training pictures for each, if it is the official set
@@ -99,6 +99,13 @@ class TinyImageNet(ImageDataModule):
 
     def _members(self, source: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         return read_members(source, BASE, is_wanted, limits=LIMITS, cure=_CURE)
+
+
+def _text(stored: Mapping[str, bytes], name: str, source: Path) -> str:
+    try:
+        return stored[name].decode()
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{source} is damaged: expected text in {name}, got {err}; give {_CURE}") from err
 
 
 def _annotations(text: str, classes: Mapping[str, int], source: Path) -> dict[str, int]:
