@@ -86,9 +86,8 @@ def test_a_broken_official_source_gives_way_to_a_mirror(fsr, folder, tmp_path, m
         server.shutdown()
         thread.join(timeout=5)
     assert outcome.code == 0, outcome.err
-    assert (
-        f"{folder / 'cifar100.pt'}: 1.5 MiB, 400 training and 100 test images from {host}/{served.name}" in outcome.out
-    )
+    row = f"{folder / 'cifar100.pt'}: 1.5 MiB, 400 training and 100 test images from {host}/{served.name}"
+    assert row in outcome.out
     assert "HTTP Error 404" in outcome.out + outcome.err
     assert {path.name for path in folder.iterdir()} == {served.name, "cifar100.pt", "cifar100.json", "cifar100.lock"}
     again = fsr("prepare", "dataset=cifar100", "dataset.verify=false")  # the server is gone

@@ -173,6 +173,15 @@ def test_images_that_would_take_over_half_of_the_free_memory_stay_on_the_host(fr
     assert (x.device.type, y.device.type, x.dtype, tuple(x.shape)) == ("meta", "meta", torch.float32, (6, 1, 4, 4))
 
 
+def test_a_batch_from_the_host_is_the_batch_from_the_device():
+    # "cpu:0" is to torch another device than "cpu", with the same memory
+    far = make(augment="pad_crop_flip", device="cpu:0", free_memory=lambda device: 0)
+    assert far.images.device != far.device
+    for (x, y), (wanted_x, wanted_y) in zip(far, make(augment="pad_crop_flip"), strict=True):
+        assert torch.equal(x, wanted_x)
+        assert torch.equal(y, wanted_y)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second memory: no CUDA device here")
 def test_batches_are_the_same_wherever_the_images_are_kept():
     arguments = {"count": 500, "batch_size": 64, "augment": "pad_crop_flip"}
