@@ -152,12 +152,16 @@ def described(name: str, folder: Path, parameters: Mapping[str, object]) -> Abou
 @contextmanager
 def _alone(lock: Path, name: str) -> Iterator[None]:
     """Hold the lock; who has to wait for another job is told."""
-    with suppress(Timeout), FileLock(lock, timeout=0):
+    alone = FileLock(lock)
+    try:
+        alone.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another job that prepares %s (%s)", name, lock)
+        alone.acquire()
+    try:
         yield
-        return
-    log.info("waiting for another job that prepares %s (%s)", name, lock)
-    with FileLock(lock):
-        yield
+    finally:
+        alone.release()
 
 
 def _is_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> bool:
