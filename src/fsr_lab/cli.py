@@ -134,14 +134,16 @@ def prepare(session: Session, cfg: DictConfig) -> None:
 
 def prepared_row(cfg: DictConfig, *, is_one_of_all: bool = False) -> str:
     """Prepare the config's dataset and return where it lies, its size, counts and source."""
-    from fsr_lab.dataset.prepare import described
+    from fsr_lab.dataset.manifest import read_about
+    from fsr_lab.dataset.prepare import load_prepared
     from fsr_lab.engine import build
 
     data = build.build_data(cfg)
     if is_one_of_all and data.needs_source and data.source is None:
         return f"left out: it is yours to give (fsr prepare dataset={data.name} dataset.source=...)"
     path = data.prepare(force=cfg.force)
-    about = described(data.name, data.folder, data.parameters)
+    load_prepared(data.name, data.folder, data.parameters)  # verifies what was there already
+    about = read_about(path.with_suffix(".json"))
     return (
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB, "
         f"{about.train} training and {about.test} test images from {about.source}"

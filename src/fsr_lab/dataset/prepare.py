@@ -19,10 +19,9 @@ from torch import Tensor
 
 from fsr_lab.core.files import write_atomically, write_text
 from fsr_lab.dataset.arrays import Arrays, checked
+from fsr_lab.dataset.manifest import KEYS, as_json, manifest_text, refuse_changed, refuse_other
 
 log = logging.getLogger(__name__)
-
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Prepared(NamedTuple):
@@ -84,7 +83,7 @@ def prepare(
             tensors = {key: torch.tensor(getattr(arrays, key)) for key in KEYS}
             manifest.unlink(missing_ok=True)
             write_atomically(target, partial(torch.save, tensors))
-            write_text(manifest, _manifest(target, name, arrays.source, parameters, tensors))
+            write_text(manifest, manifest_text(target, name, arrays.source, parameters, tensors))
     return target
 
 
@@ -112,7 +111,7 @@ def load_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> 
         raise FileNotFoundError(f"{target} is not prepared; run: fsr prepare dataset={name}") from None
     except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"{described} is damaged: expected a manifest, got {err!r}; {cure}") from err
-    _refuse_other(target, made_with, parameters)
+    refuse_other(target, made_with, parameters)
     if found.st_size != size:
         raise ValueError(f"{target} is damaged: expected {size} bytes, got {found.st_size}; {cure}")
     try:
@@ -122,31 +121,11 @@ def load_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> 
         reason = str(err).splitlines()[0]
         raise ValueError(f"{target} is damaged: expected a prepared file, got {reason}; {cure}") from err
     if found.st_mtime_ns != mtime:
-        _verify(target, tensors, hashes, cure)
+        refuse_changed(target, tensors, hashes, cure)
         with suppress(OSError):  # a shared folder that is read-only is verified anew each time
-            write_text(described, _json(manifest | {"mtime_ns": found.st_mtime_ns}))
+            write_text(described, as_json(manifest | {"mtime_ns": found.st_mtime_ns}))
     data_hash = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     return Prepared(**tensors, data_hash=data_hash)
-
-
-class About(NamedTuple):
-    """What a manifest says to a reader: how many images of each part, and where they come from."""
-
-    train: int
-    test: int
-    source: str
-
-
-def described(name: str, folder: Path, parameters: Mapping[str, object]) -> About:
-    """Verify a prepared file as `load_prepared` does, and return what its manifest says.
-
-    Raises:
-        FileNotFoundError: nothing is prepared.
-        ValueError: as `load_prepared`.
-    """
-    load_prepared(name, folder, parameters)
-    manifest = json.loads((folder / f"{name}.json").read_text())
-    return About(manifest["counts"]["train"], manifest["counts"]["test"], manifest["source"])
 
 
 @contextmanager
@@ -174,57 +153,7 @@ def _is_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> b
         manifest = None
     if not isinstance(manifest, dict):
         return True  # something is there; loading it says what is wrong with it
-    if "parameters" not in manifest:
+    if not isinstance(manifest.get("parameters"), dict):
         return False
-    _refuse_other(target, manifest["parameters"], parameters)
+    refuse_other(target, manifest["parameters"], parameters)
     return True
-
-
-def _refuse_other(target: Path, made_with: Mapping[str, object], parameters: Mapping[str, object]) -> None:
-    """Refuse what was made with other parameters; images that were verified serve who would not have verified them."""
-    other = [
-        f"{key}={made_with.get(key)} instead of {value}"
-        for key, value in json.loads(json.dumps(parameters)).items()
-        if made_with.get(key) != value and not (key == "verify" and made_with.get(key) is True)
-    ]
-    if other:
-        raise ValueError(
-            f"{target} was prepared with {', '.join(other)}; correct the config, keep both by dataset.folder=DIR, "
-            f"or make it anew by fsr prepare with the same dataset options and force=true"
-        )
-
-
-def _manifest(
-    target: Path, name: str, source: str, parameters: Mapping[str, object], tensors: Mapping[str, Tensor]
-) -> str:
-    found = target.stat()
-    return _json(
-        {
-            "name": name,
-            "source": source,
-            "parameters": parameters,
-            "counts": {"train": len(tensors["x_train"]), "test": len(tensors["x_test"])},
-            "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
-            "sha256": {key: _sha256(tensor) for key, tensor in tensors.items()},
-            "size_bytes": found.st_size,
-            "mtime_ns": found.st_mtime_ns,
-        }
-    )
-
-
-def _json(manifest: Mapping[str, object]) -> str:
-    return json.dumps(manifest, indent=2) + "\n"
-
-
-def _verify(target: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, str], cure: str) -> None:
-    for key, expected in hashes.items():
-        got = _sha256(tensors[key])
-        if got != expected:
-            raise ValueError(f"{target} was changed: expected {key} {expected[:12]}, got {got[:12]} (sha256); {cure}")
-
-
-def _sha256(tensor: Tensor) -> str:
-    """Return the hash of dtype, shape and contents."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.numpy().data)
-    return digest.hexdigest()

@@ -10,7 +10,8 @@ import torch
 
 from fsr_lab.dataset import prepare as module
 from fsr_lab.dataset.arrays import Arrays
-from fsr_lab.dataset.prepare import described, prepare
+from fsr_lab.dataset.manifest import read_about
+from fsr_lab.dataset.prepare import prepare
 
 SIDE_16 = {"side": 16, "shape": (3, 16, 16)}
 
@@ -58,7 +59,7 @@ def test_the_manifest_describes_the_file(tmp_path):
     assert manifest["name"] == "mine"
     assert manifest["source"] == "rng"
     assert manifest["parameters"] == {"side": 16, "shape": [3, 16, 16]}
-    assert described("mine", tmp_path, SIDE_16) == (40, 8, "rng")
+    assert read_about(tmp_path / "mine.json") == (40, 8, "rng")
     assert manifest["counts"] == {"train": 40, "test": 8}
     assert manifest["shapes"]["x_train"] == [40, 3, 16, 16]
     assert set(manifest["sha256"]) == {"x_train", "y_train", "x_test", "y_test"}
