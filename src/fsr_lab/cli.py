@@ -121,14 +121,41 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
 
 
 def prepare(session: Session, cfg: DictConfig) -> None:
-    """Prepare a dataset and say where it lies."""
+    """Prepare a dataset, or all of them, and say what lies where and how large it is."""
+    if not cfg.all:
+        print(prepared_row(cfg))
+        return
+    given = [word for word in HydraConfig.get().overrides.task if word.lstrip("+").partition("=")[0] != "all"]
+    if own := [word for word in given if word.startswith("dataset")]:
+        raise ValueError(f"dataset=all prepares every dataset as it is configured, got {own[0]}; give one dataset")
+    folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / "dataset"
+    rows = []
+    for name in sorted(path.stem for path in folder.glob("*.yaml")):
+        try:
+            rows.append((name, prepared_row(compose("prepare", [*given, f"dataset={name}"]), is_one_of_all=True)))
+        except Exception as err:
+            session.fail(err)
+            rows.append((name, f"failed: {one_line(err)}"))
+    for name, row in rows:
+        print(f"{name:<15} {row}")
+
+
+def prepared_row(cfg: DictConfig, *, is_one_of_all: bool = False) -> str:
+    """Prepare the config's dataset and return where it lies, its size, counts and source."""
+    from fsr_lab.dataset.manifest import read_about
     from fsr_lab.dataset.prepare import load_prepared
     from fsr_lab.engine import build
 
     data = build.build_data(cfg)
+    if is_one_of_all and data.needs_source and data.source is None:
+        return f"left out: it is yours to give (fsr prepare dataset={data.name} dataset.source=...)"
     path = data.prepare(force=cfg.force)
-    load_prepared(data.name, data.folder)  # verifies what was there already
-    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+    load_prepared(data.name, data.folder, data.parameters)  # verifies what was there already
+    about = read_about(path.with_suffix(".json"))
+    return (
+        f"{path}: {path.stat().st_size / 2**20:.1f} MiB, "
+        f"{about.train} training and {about.test} test images from {about.source}"
+    )
 
 
 def cost(session: Session, cfg: DictConfig) -> None:
@@ -333,8 +360,8 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
     """Spell out the command line's short forms.
 
     `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
-    `evaluate attack=[X,Y]` replaces the set; `train resume=DIR` repeats the overrides that DIR was started with, in
-    that directory; `cost model=X,Y` is a table of both.
+    `evaluate attack=[X,Y]` replaces the set; `prepare dataset=all` is every dataset in turn; `cost model=X,Y` a table of
+    both; `train resume=DIR` repeats the overrides that DIR was started with, in that directory.
     """
     words = []
     for word in argv:
@@ -342,6 +369,8 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
             words.append("attack@strategy." + word)
         elif verb == "train" and word.startswith("strategy.base="):
             words.append("strategy@" + word)
+        elif verb == "prepare" and word == "dataset=all":
+            words.append("all=true")
         elif verb == "evaluate" and word.startswith("attack="):
             names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",") if name.strip()]
             if not names:

@@ -1,46 +1,43 @@
 """What every dataset of conf/dataset keeps, whoever wrote it: the folder is the list."""
 
-import io
-import pickle
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from archives import cifar10_files, cifar100_files, drawn, pictures, svhn, tar, tiny_imagenet_files, unpacked, zipped
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf" / "dataset"
-REAL = ROOT.parent / "shared" / "data"
+from fsr_lab.core.threat import Threat
+from fsr_lab.engine.build import build_strategy, build_threat
+
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+WNIDS = [f"n{number:08}" for number in range(200)]
 
-
-def official_cifar10(path):
-    """Write an archive in the official layout from random images: 6 batches of 40."""
-    rng = np.random.default_rng(0)
-    with tarfile.open(path, "w:gz") as tar:
-        for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-            data = rng.integers(256, size=(40, 3072), dtype=np.uint8)
-            content = pickle.dumps({"data": data, "labels": [row % 10 for row in range(40)]}, protocol=2)
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-SMALL = {"cifar10": (official_cifar10, {"verify": False, "val_size": 50, "batch_size": 32})}
-
-
-def unpacked(name, folder):
-    """Unpack a real set that lies beside the checkout, or skip."""
-    if not (REAL / "unpack.py").exists():
-        pytest.skip(f"the real images are not here: no {REAL}")
-    subprocess.run([sys.executable, REAL / "unpack.py", "--out", folder, name], check=True, timeout=120)
-    return folder / f"{name}.npz"
+SMALL = {
+    "cifar10": (
+        lambda folder: tar(folder / "archive.tar.gz", cifar10_files(drawn(10, 32, train=20, test=4))),
+        {"verify": False, "val_size": 50, "batch_size": 32},
+    ),
+    "cifar100": (
+        lambda folder: tar(folder / "archive.tar.gz", cifar100_files(drawn(100, 32))),
+        {"verify": False, "val_size": 100},
+    ),
+    "svhn": (
+        lambda folder: svhn(folder / "official", drawn(10, 32, train=20, test=4)),
+        {"verify": False, "val_size": 50, "batch_size": 32},
+    ),
+    "tiny_imagenet": (
+        lambda folder: zipped(folder / "archive.zip", tiny_imagenet_files(drawn(200, 64, train=3), WNIDS)),
+        {"verify": False, "val_size": 200},
+    ),
+    "image_folder": (
+        lambda folder: pictures(folder / "pictures", *list(drawn(10, 32, train=12).values())[:2]),
+        {"batch_size": 32},
+    ),
+}
+"""What is not made here or bundled is read from a small archive of random images in the official layout."""
 
 
 @pytest.fixture(scope="module", params=[*NAMES, pytest.param("cifar10-real", marks=pytest.mark.slow)])
@@ -53,7 +50,7 @@ def make(request, tmp_path_factory):
         fixed = {"source": unpacked(name, folder)}
     elif name in SMALL:
         write, fixed = SMALL[name]
-        fixed = fixed | {"source": write(folder / "archive.tar.gz")}
+        fixed = fixed | {"source": write(folder)}
 
     def opened(seed=0, **changes):
         surroundings = {
@@ -78,6 +75,24 @@ def make(request, tmp_path_factory):
 def passes(loader, count=1):
     """Return the batches of some passes, images and labels joined for each pass."""
     return [tuple(map(torch.cat, zip(*list(loader), strict=True))) for _ in range(count)]
+
+
+def test_svhn_alone_is_the_papers_recipe(compose_config):
+    cfg = compose_config("dataset=svhn")
+    attack = build_strategy(cfg).attack
+    assert build_threat(cfg) == attack.threat == Threat(norm="linf", eps=8 / 255)
+    assert (attack.steps, attack.relative_step, attack.random_start) == (10, 0.125, True)
+    optimizer = instantiate(cfg.optim.optimizer)(torch.nn.Linear(1, 1).parameters())
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert (cfg.dataset.augment, cfg.dataset.extra) == ("none", False)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet"])
+def test_the_other_sets_of_the_paper_share_a_recipe(name, compose_config):
+    cfg = compose_config(f"dataset={name}")
+    assert build_threat(cfg) == Threat(norm="linf", eps=8 / 255)
+    assert build_strategy(cfg).attack.relative_step == 0.25
+    assert (cfg.optim.lr, cfg.dataset.augment, cfg.dataset.batch_size) == (0.1, "pad_crop_flip", 128)
 
 
 def test_images_and_labels_are_what_they_should_be(make):

@@ -70,7 +70,7 @@ def test_every_verb_has_its_help(fsr, verb):
     outcome = fsr(verb, "--help")
     assert outcome.code == 0
     assert outcome.out.startswith(f"fsr {verb}: ")
-    assert "dataset: cifar10, digits, toy" in outcome.out
+    assert "dataset: cifar10, cifar100, digits, image_folder, svhn, tiny_imagenet, toy" in outcome.out
 
 
 def test_version_is_printed(fsr):

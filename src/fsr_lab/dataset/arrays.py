@@ -1,5 +1,6 @@
 """What a dataset is before it is prepared: four numpy arrays that hold what they promise."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +50,30 @@ def checked(arrays: Arrays, *, name: str, image_shape: tuple[int, int, int], num
             f"set dataset.num_classes to what the data hold, or renumber the labels from 0 without gaps"
         )
     return Arrays(x_train, y_train, x_test, y_test, arrays.source)
+
+
+def counted(arrays: Arrays, *, name: str, train: Sequence[int], test: Sequence[int]) -> Arrays:
+    """Return the arrays if they hold as many images of each class as the official set.
+
+    Args:
+        arrays: images and labels as found.
+        name: the dataset, for messages.
+        train: how many images of each class the training part must have.
+        test: the same of the test part.
+
+    Raises:
+        ValueError: a part has more or fewer of some class.
+    """
+    for part, y, expected in (("training", arrays.y_train, train), ("test", arrays.y_test, test)):
+        values, counts = np.unique(y, return_counts=True)
+        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        for label, count in enumerate(expected):
+            if found.get(label, 0) != count:
+                raise ValueError(
+                    f"{name}: expected the official set's {count} {part} images of class {label}, "
+                    f"got {found.get(label, 0)}; fetch it again, or set dataset.verify=false if it is meant to differ"
+                )
+    return arrays
 
 
 def _images(x: Array, where: str, shape: tuple[int, int, int]) -> Array:

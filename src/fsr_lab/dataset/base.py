@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -41,6 +42,9 @@ class ImageDataModule(LightningDataModule, ABC):
     Raises:
         ValueError: a value that cannot work; the message says why.
     """
+
+    needs_source: ClassVar[bool] = False
+    """Whether only the user can say where the images are."""
 
     name: str = field()  # without field() the inherited class attribute would become a default
     folder: Path
@@ -95,6 +99,18 @@ class ImageDataModule(LightningDataModule, ABC):
         self._split("test")
         return self._data_hash
 
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What the prepared images depend on: a file made with others is not this dataset.
+
+        A local source is part of it only where nothing verifies that it holds what the dataset's own sources hold.
+        """
+        elsewhere = {field.name for field in fields(ImageDataModule)} | {"mirrors"}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in elsewhere}
+        if self.source is not None and not own.get("verify", False):
+            own["source"] = str(self.source.absolute())
+        return {"image_shape": list(self.image_shape), "num_classes": self.num_classes} | own
+
     def prepare(self, *, force: bool = False) -> Path:
         """Return the prepared file, made first if it is missing or if `force` asks for it anew."""
         return prepare(
@@ -103,6 +119,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self.build_arrays,
             image_shape=self.image_shape,
             num_classes=self.num_classes,
+            parameters=self.parameters,
             force=force,
         )
 
@@ -119,15 +136,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if self._splits:
             return
-        data = load_prepared(self.name, self.folder)
-        shape, num_classes = tuple(data.x_train.shape[1:]), int(data.y_train.max()) + 1
-        if (shape, num_classes) != (self.image_shape, self.num_classes):
-            raise ValueError(
-                f"{self.name} as prepared: expected images {self.image_shape} of {self.num_classes} classes, "
-                f"got {shape} of {num_classes}; correct the config, or run: "
-                f"fsr prepare dataset={self.name} force=true"
-            )
-        val_ids = stratified(data.y_train, self.val_size, num_classes, seed=self.split_seed)
+        data = load_prepared(self.name, self.folder, self.parameters)
+        val_ids = stratified(data.y_train, self.val_size, self.num_classes, seed=self.split_seed)
         is_train = torch.ones(len(data.y_train), dtype=torch.bool)
         is_train[val_ids] = False
         train_ids = is_train.nonzero().squeeze(1)

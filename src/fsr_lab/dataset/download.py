@@ -1,30 +1,68 @@
-"""Fetch one file from the first source that has it whole."""
+"""Fetch one file from the first source that has it whole and gives it at a bearable pace."""
 
 import errno
+import hashlib
 import http.client
+import logging
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from torchvision.datasets.utils import calculate_md5
+from fsr_lab.dataset.progress import progress
+
+log = logging.getLogger(__name__)
+
+MIN_RATE = 200_000
+"""Bytes a second; a host below it is left. cs.toronto.edu gave 50 to 85 kB/s in 2026 (pytorch/vision#9536)."""
+
+WINDOW_SECONDS = 15.0
+"""How long a host may stay below that rate, or silent."""
 
 _CHUNK = 1 << 18
-_TIMEOUT_SECONDS = 30
 
 
-def download(urls: Sequence[str], target: Path, *, md5: str, offline: str) -> str:
+def fetch(folder: Path, name: str, urls: Sequence[str], *, md5: str, offline: str) -> tuple[Path, str]:
+    """Return a file of a folder and where it comes from; it is downloaded if it is not there.
+
+    Args:
+        folder: where the file lies or will lie.
+        name: its name.
+        urls: sources of the same bytes, in the order in which they are tried.
+        md5: its checksum.
+        offline: what to do when no source answers.
+
+    Raises:
+        OSError: as `download`.
+    """
+    target = folder / name
+    return target, str(target) if target.exists() else download(urls, target, md5=md5, offline=offline)
+
+
+def download(
+    urls: Sequence[str],
+    target: Path,
+    *,
+    md5: str,
+    offline: str,
+    min_rate: float = MIN_RATE,
+    window_seconds: float = WINDOW_SECONDS,
+) -> str:
     """Bring a file here: sources in order, a broken transfer resumed, named once its checksum agrees.
+
+    A host that is silent or below `min_rate` for `window_seconds` has failed and the next one continues where it
+    stopped. Where all others have failed too, the slow ones are asked again, and then may be slow: the line is to
+    blame.
 
     Args:
         urls: sources of the same bytes, the best first.
         target: the file's name; until it is whole it is called `<target>.part`.
         md5: its checksum.
         offline: what to do when no source answers.
+        min_rate: bytes a second.
+        window_seconds: over how long the rate is measured.
 
     Returns:
         The source that served.
@@ -34,46 +72,66 @@ def download(urls: Sequence[str], target: Path, *, md5: str, offline: str) -> st
     """
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for url in urls:
+    failures: dict[str, str] = {}
+    slow: list[str] = []
+
+    def attempts() -> Iterator[tuple[str, float]]:
+        yield from ((url, min_rate) for url in urls)
+        yield from ((url, 0.0) for url in slow)
+
+    for url, floor in attempts():
         try:
-            _fetch(url, part, md5)
+            _fetch(url, part, md5, floor, window_seconds)
         except (OSError, http.client.HTTPException, _UnusableError) as err:
             if isinstance(err, OSError) and err.errno == errno.ENOSPC:
                 part.unlink(missing_ok=True)
                 message = f"no space left on the disk of {target.parent}: free some and run again"
                 raise OSError(errno.ENOSPC, message, str(target)) from err
-            failures.append(f"{url}: {err}")
+            if isinstance(err, _SlowError):
+                slow.append(url)
+            failures[url] = str(err) or type(err).__name__
+            log.warning("%s: %s", url, failures[url])
         else:
             os.replace(part, target)
             return url
-    raise OSError(f"no source gave {target.name} ({'; '.join(failures)}); without a network: {offline}")
+    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
+    raise OSError(f"no source gave {target.name} ({reasons}); without a network: {offline}")
+
+
+def md5_of(path: Path) -> str:
+    """Return a file's md5 as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 class _UnusableError(Exception):
     """What lies in the part file is not the beginning of the file that was asked for."""
 
 
-def _fetch(url: str, part: Path, md5: str) -> None:
+class _SlowError(OSError):
+    """The host gives less than it should."""
+
+
+def _fetch(url: str, part: Path, md5: str, min_rate: float, window: float) -> None:
     resumed = part.exists()
     try:
-        _transfer(url, part)
-        got = calculate_md5(part)
+        _transfer(url, part, min_rate, window)
+        got = md5_of(part)
         if got != md5:
             raise _UnusableError(f"expected md5 {md5}, got {got}")
     except _UnusableError:
         part.unlink()
         if not resumed:
             raise
-        _fetch(url, part, md5)  # the old part was to blame, or the source is: the whole file will tell
+        _fetch(url, part, md5, min_rate, window)  # the old part was to blame, or the source is: the whole will tell
 
 
-def _transfer(url: str, part: Path) -> None:
+def _transfer(url: str, part: Path, min_rate: float, window: float) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "fsr-lab"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         request = urllib.request.Request(url, headers=headers)
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        response = urllib.request.urlopen(request, timeout=window)
     except urllib.error.HTTPError as err:
         err.close()
         if err.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
@@ -83,30 +141,28 @@ def _transfer(url: str, part: Path) -> None:
         if response.status != http.client.PARTIAL_CONTENT:
             have = 0  # the source does not resume and sends everything
         total = have + int(response.headers.get("Content-Length", 0))
-        with part.open("ab" if have else "wb") as stream, _progress(part.stem, total, have) as advance:
-            while chunk := response.read(_CHUNK):
+        with part.open("ab" if have else "wb") as stream, progress(part.stem, total, done=have, in_bytes=True) as show:
+            watch = _pace(min_rate, window)
+            while chunk := response.read1(_CHUNK):  # what has arrived; `read` would wait for a whole chunk
                 stream.write(chunk)
-                advance(len(chunk))
+                show(len(chunk))
+                watch(len(chunk))
     if (got := part.stat().st_size) < total:
         raise OSError(f"broke off after {got} of {total} bytes")
 
 
-@contextmanager
-def _progress(label: str, total: int, have: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time that remains on a terminal, a line for every tenth elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(f"{label}", *columns, console=console) as bar:
-            task = bar.add_task(label, total=total or None, completed=have)
-            yield lambda count: bar.advance(task, count)
-        return
-    done = have
+def _pace(min_rate: float, window: float) -> Callable[[int], None]:
+    """Return a function that takes counts of bytes and raises once a window went by with too few."""
+    since, count = time.monotonic(), 0
 
-    def advance(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        if total and before * 10 // total < done * 10 // total:
-            console.print(f"{label}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", highlight=False)
+    def watch(more: int) -> None:
+        nonlocal since, count
+        count += more
+        passed = time.monotonic() - since
+        if passed >= window:
+            if count < min_rate * passed:
+                rate = f"{count / passed / 1e3:.0f} kB/s"
+                raise _SlowError(f"too slow: {rate} where {min_rate / 1e3:.0f} kB/s are expected")
+            since, count = time.monotonic(), 0
 
-    yield advance
+    return watch

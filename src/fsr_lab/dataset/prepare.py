@@ -1,25 +1,27 @@
-"""One prepared file for each dataset: built once under a lock, memory-mapped, verified before it is used."""
+"""One prepared file for each dataset: built once under a lock, memory-mapped, verified before it is used.
+
+Beside it lies a manifest that says what it holds, where that comes from and with which parameters it was made.
+"""
 
 import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fsr_lab.core.files import write_atomically, write_text
 from fsr_lab.dataset.arrays import Arrays, checked
+from fsr_lab.dataset.manifest import KEYS, as_json, manifest_text, refuse_changed, refuse_other
 
 log = logging.getLogger(__name__)
-
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Prepared(NamedTuple):
@@ -45,12 +47,14 @@ def prepare(
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,
+    parameters: Mapping[str, object],
     force: bool = False,
 ) -> Path:
     """Write `<name>.pt` and its manifest `<name>.json`, unless they are there.
 
     Jobs that start at once build once: the others wait for the lock and find the file. The manifest is
-    written last, so that without it nothing is prepared, whatever an interruption left.
+    written last, so that without it nothing is prepared, whatever an interruption left. A manifest that tells no
+    parameters is an earlier version's; its file is made anew.
 
     Args:
         name: the dataset's name, the stem of both files.
@@ -58,40 +62,42 @@ def prepare(
         build: fetches or makes the arrays.
         image_shape: (C, H, W), which the arrays must have.
         num_classes: K, which the labels must have.
+        parameters: what the arrays depend on.
         force: builds anew even if the file is there.
 
     Returns:
         The prepared file.
 
     Raises:
-        ValueError: the arrays are not as they should be.
+        ValueError: the arrays are not as they should be, or what is there was made with other parameters.
         OSError: the source cannot be had, or the files cannot be written.
     """
     target, manifest = folder / f"{name}.pt", folder / f"{name}.json"
-    if manifest.exists() and target.exists() and not force:
+    if not force and _is_prepared(name, folder, parameters):
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        if force or not (manifest.exists() and target.exists()):
+    with _alone(folder / f"{name}.lock", name):
+        if force or not _is_prepared(name, folder, parameters):
             log.info("preparing %s in %s", name, folder)
             arrays = checked(build(), name=name, image_shape=image_shape, num_classes=num_classes)
             tensors = {key: torch.tensor(getattr(arrays, key)) for key in KEYS}
             manifest.unlink(missing_ok=True)
             write_atomically(target, partial(torch.save, tensors))
-            write_text(manifest, _manifest(target, name, arrays.source, tensors))
+            write_text(manifest, manifest_text(target, name, arrays.source, parameters, tensors))
     return target
 
 
-def load_prepared(name: str, folder: Path) -> Prepared:
+def load_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> Prepared:
     """Open a prepared file after verifying it: by size and time, or by contents where the time has changed.
 
     Args:
         name: the dataset's name.
         folder: where its files lie.
+        parameters: what it must have been made with.
 
     Raises:
         FileNotFoundError: nothing is prepared.
-        ValueError: the file is not the one that the manifest describes.
+        ValueError: the file is not the one that the manifest describes, or was made with other parameters.
     """
     target, described = folder / f"{name}.pt", folder / f"{name}.json"
     cure = f"run: fsr prepare dataset={name} force=true"
@@ -99,11 +105,13 @@ def load_prepared(name: str, folder: Path) -> Prepared:
         manifest = json.loads(described.read_text())
         hashes = {key: manifest["sha256"][key] for key in KEYS}
         size, mtime = manifest["size_bytes"], manifest["mtime_ns"]
+        made_with = dict(manifest["parameters"])
         found = target.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"{target} is not prepared; run: fsr prepare dataset={name}") from None
     except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"{described} is damaged: expected a manifest, got {err!r}; {cure}") from err
+    refuse_other(target, made_with, parameters)
     if found.st_size != size:
         raise ValueError(f"{target} is damaged: expected {size} bytes, got {found.st_size}; {cure}")
     try:
@@ -113,41 +121,39 @@ def load_prepared(name: str, folder: Path) -> Prepared:
         reason = str(err).splitlines()[0]
         raise ValueError(f"{target} is damaged: expected a prepared file, got {reason}; {cure}") from err
     if found.st_mtime_ns != mtime:
-        _verify(target, tensors, hashes, cure)
+        refuse_changed(target, tensors, hashes, cure)
         with suppress(OSError):  # a shared folder that is read-only is verified anew each time
-            write_text(described, _json(manifest | {"mtime_ns": found.st_mtime_ns}))
+            write_text(described, as_json(manifest | {"mtime_ns": found.st_mtime_ns}))
     data_hash = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     return Prepared(**tensors, data_hash=data_hash)
 
 
-def _manifest(target: Path, name: str, source: str, tensors: Mapping[str, Tensor]) -> str:
-    found = target.stat()
-    return _json(
-        {
-            "name": name,
-            "source": source,
-            "counts": {"train": len(tensors["x_train"]), "test": len(tensors["x_test"])},
-            "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
-            "sha256": {key: _sha256(tensor) for key, tensor in tensors.items()},
-            "size_bytes": found.st_size,
-            "mtime_ns": found.st_mtime_ns,
-        }
-    )
+@contextmanager
+def _alone(lock: Path, name: str) -> Iterator[None]:
+    """Hold the lock; who has to wait for another job is told."""
+    alone = FileLock(lock)
+    try:
+        alone.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another job that prepares %s (%s)", name, lock)
+        alone.acquire()
+    try:
+        yield
+    finally:
+        alone.release()
 
 
-def _json(manifest: Mapping[str, object]) -> str:
-    return json.dumps(manifest, indent=2) + "\n"
-
-
-def _verify(target: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, str], cure: str) -> None:
-    for key, expected in hashes.items():
-        got = _sha256(tensors[key])
-        if got != expected:
-            raise ValueError(f"{target} was changed: expected {key} {expected[:12]}, got {got[:12]} (sha256); {cure}")
-
-
-def _sha256(tensor: Tensor) -> str:
-    """Return the hash of dtype, shape and contents."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.numpy().data)
-    return digest.hexdigest()
+def _is_prepared(name: str, folder: Path, parameters: Mapping[str, object]) -> bool:
+    target, described = folder / f"{name}.pt", folder / f"{name}.json"
+    if not (target.exists() and described.exists()):
+        return False
+    try:
+        manifest = json.loads(described.read_text())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        return True  # something is there; loading it says what is wrong with it
+    if not isinstance(manifest.get("parameters"), dict):
+        return False
+    refuse_other(target, manifest["parameters"], parameters)
+    return True

@@ -1,6 +1,7 @@
 """Batches by index from images that live on the training device: no workers, no host in the loop."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import numpy as np
@@ -9,7 +10,17 @@ from torch import Tensor
 
 from fsr_lab.dataset.augment import augmentation
 
+log = logging.getLogger(__name__)
+
+SHARE = 0.5
+"""Of the device's free memory, what images may take: a network has to be trained in the rest."""
+
 _ORDER, _DRAWS = 0, 1  # the two streams of a seed: the epoch's order, a batch's augmentation
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that a device has free, or None where that is unknown or the host's own business."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 class ResidentBatches:
@@ -27,6 +38,9 @@ class ResidentBatches:
     With several ranks, each takes its contiguous slice of every *global* batch: all ranks make equally many
     steps, and their slices differ by at most one sample.
 
+    Images that would take more than half of the device's free memory stay on the host, which is said once; each
+    batch is then gathered there, goes to the device as uint8 and is augmented there. The batches are the same.
+
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
@@ -34,9 +48,10 @@ class ResidentBatches:
         seed: what order and augmentation follow, not negative.
         shuffle: whether the order is random, anew in every epoch.
         augment: a name that `fsr_lab.dataset.augment` knows.
-        device: where the images are kept and the batches appear.
+        device: where the images are kept, if there is room, and the batches appear.
         rank: which of the ranks this is.
         world_size: how many ranks share each global batch.
+        free_memory: tells the bytes that a device has free, None for enough.
 
     Raises:
         ValueError: there are no images for some rank, or the batch size is not positive.
@@ -56,13 +71,17 @@ class ResidentBatches:
         device: torch.device | str,
         rank: int = 0,
         world_size: int = 1,
+        free_memory: Callable[[torch.device], int | None] = free_memory,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
         if len(images) < world_size:
             raise ValueError(f"expected an image for each of {world_size} ranks, got {len(images)} images")
-        self.images = images.to(device)
-        self.labels = labels.to(device)
+        self.device = torch.device(device)
+        home = _home(images, self.device, free_memory(self.device))
+        self._is_far = home != self.device
+        self.images = images.to(home)
+        self.labels = labels.to(home)
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
@@ -94,10 +113,11 @@ class ResidentBatches:
         for batch in range(self._batch, len(self)):
             start, stop = self._rows(batch)
             rows = slice(start, stop) if order is None else order[start:stop]
-            x = self._augment(self.images[rows], _generator(self.seed, _DRAWS, epoch, batch, self.rank))
+            x, y = self._gathered(rows)
+            x = self._augment(x, _generator(self.seed, _DRAWS, epoch, batch, self.rank))
             # before the batch goes out: Lightning stops at the last one without asking for another
             self._epoch, self._batch = (epoch, batch + 1) if batch + 1 < len(self) else (epoch + 1, 0)
-            yield x.float() / self._levels, self.labels[rows]
+            yield x.float() / self._levels, y
 
     def share(self, batch_index: int) -> float:
         """Return the factor for this rank's mean loss that makes DDP's average the mean of the global batch.
@@ -136,6 +156,14 @@ class ResidentBatches:
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._resumed = True
 
+    def _gathered(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.images[rows], self.labels[rows]
+        if not self._is_far:
+            return x, y
+        if self.device.type == "cuda":  # pinned, so that the copy runs while the device computes the step before
+            x, y = x.pin_memory(), y.pin_memory()
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
     def _order(self, epoch: int) -> Tensor | None:
         if not self.shuffle:
             return None
@@ -146,6 +174,19 @@ class ResidentBatches:
         start, stop = self._edges[batch], self._edges[batch + 1]
         rows = stop - start
         return start + rows * self.rank // self.world_size, start + rows * (self.rank + 1) // self.world_size
+
+
+def _home(images: Tensor, device: torch.device, free: int | None) -> torch.device:
+    """Return where images are kept: on the device, or on the host if they would fill it."""
+    size = images.numel() * images.element_size()
+    if free is None or size <= SHARE * free:
+        return device
+    log.warning(
+        "%.0f MB of images stay in host memory: %s has %.0f MB free, of which they may take %.0f%%; "
+        "every batch is copied there, which costs some speed",
+        size / 1e6, device, free / 1e6, 100 * SHARE,
+    )  # fmt: skip
+    return torch.device("cpu")
 
 
 def _generator(*key: int) -> torch.Generator:

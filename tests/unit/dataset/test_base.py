@@ -186,12 +186,13 @@ def test_values_that_cannot_work_are_refused_at_once(changes, message, tmp_path)
     [
         (
             {"image_shape": [3, 9, 9]},
-            r"toy as prepared: expected images \(3, 9, 9\) of 4 .*, got \(3, 8, 8\) of 4",
+            r"toy.pt was prepared with image_shape=\[3, 8, 8\] instead of \[3, 9, 9\]; correct the config",
         ),
         (
             {"num_classes": 5},
-            "of 5 classes, got .* of 4; correct the config, or run: fsr prepare dataset=toy force",
+            "toy.pt was prepared with num_classes=4 instead of 5; correct the config",
         ),
+        ({"noise": 0.2, "train_size": 60}, "prepared with train_size=320 instead of 60, noise=0.1 instead of 0.2"),
         ({"val_size": 3}, "at least one image of each of 4 classes, got 3"),
         ({"val_size": 320}, "val_size of at most 316 of 320, got 320"),
     ],

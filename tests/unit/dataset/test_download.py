@@ -1,11 +1,13 @@
 import errno
 import hashlib
 import http.server
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
+from fsr_lab.dataset import download as download_module
 from fsr_lab.dataset.download import download
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
@@ -14,12 +16,15 @@ CURE = "give a local file"
 
 
 class Source(http.server.BaseHTTPRequestHandler):
-    """Serves /whole, /broken (stops half way), /wrong (other bytes), /old (knows no ranges); nothing else."""
+    """Serves /whole, /broken (stops half way), /wrong (other bytes), /old (knows no ranges), and three that stall.
+
+    /slow trickles, /silent sends 30 kB and then nothing, /lazy trickles for half a second and then sends the rest.
+    """
 
     def do_GET(self):
         asked = self.headers.get("Range")
         self.server.asked.append((self.path, asked))
-        if self.path not in ("/whole", "/broken", "/wrong", "/old"):
+        if self.path not in ("/whole", "/broken", "/wrong", "/old", "/slow", "/silent", "/lazy"):
             return self.send_error(404)
         data = DATA[::-1] if self.path == "/wrong" else DATA
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.path != "/old" else 0
@@ -28,6 +33,17 @@ class Source(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
+        if self.path == "/lazy":  # slow at first, and then not
+            for _ in range(5):
+                self.wfile.write(data[start : start + 1000])
+                self.server.enough.wait(timeout=0.12)
+                start += 1000
+        if self.path in ("/slow", "/silent"):
+            for place in range(start, start + (30_000 if self.path == "/silent" else 1_000_000), 1000):
+                self.wfile.write(data[place : place + 1000])
+                if self.path == "/slow" and self.server.enough.wait(timeout=0.02):
+                    return None
+            return self.server.enough.wait(timeout=10)
         stop = (start + len(data)) // 2 if self.path == "/broken" else len(data)
         return self.wfile.write(data[start:stop])
 
@@ -42,7 +58,9 @@ def server():
         running.url = f"http://127.0.0.1:{running.server_port}"
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
+        running.enough = threading.Event()
         yield running
+        running.enough.set()
         running.shutdown()
         thread.join(timeout=5)
 
@@ -52,8 +70,8 @@ def target(tmp_path):
     return tmp_path / "new" / "archive.tar.gz"
 
 
-def fetch(server, target, *paths, md5=MD5):
-    return download([server.url + path for path in paths], target, md5=md5, offline=CURE)
+def fetch(server, target, *paths, md5=MD5, **pace):
+    return download([server.url + path for path in paths], target, md5=md5, offline=CURE, **pace)
 
 
 def left(target):
@@ -95,6 +113,52 @@ def test_the_next_source_continues_what_the_one_before_began(server, target):
 def test_a_source_that_knows_no_ranges_starts_anew(server, target):
     assert fetch(server, target, "/broken", "/old") == server.url + "/old"
     assert target.read_bytes() == DATA
+
+
+IMPATIENT = {"min_rate": 1e6, "window_seconds": 0.3}
+"""A host that trickles 1 kB in 20 ms gives 50 kB/s."""
+
+
+def test_a_slow_host_is_left_and_the_next_continues_where_it_stopped(server, target, caplog):
+    assert fetch(server, target, "/slow", "/whole", **IMPATIENT) == server.url + "/whole"
+    assert re.search(r"/slow: too slow: \d+ kB/s where 1000 kB/s are expected", caplog.text)
+    (_, first), (path, second) = server.asked
+    start = int(second.removeprefix("bytes=").removesuffix("-"))
+    assert (first, path, start % 1000, 0 < start < len(DATA)) == (None, "/whole", 0, True)
+    assert target.read_bytes() == DATA
+    assert left(target) == ["archive.tar.gz"]
+
+
+def test_a_silent_host_is_left(server, target, caplog):
+    assert fetch(server, target, "/silent", "/whole", **IMPATIENT) == server.url + "/whole"
+    assert "/silent: timed out" in caplog.text
+    assert server.asked[1] == ("/whole", "bytes=30000-")
+    assert target.read_bytes() == DATA
+
+
+def test_a_wrong_mirror_after_a_slow_host_does_not_spoil_the_file(server, target):
+    used = fetch(server, target, "/slow", "/gone", "/wrong", "/whole", **IMPATIENT)
+    assert used == server.url + "/whole"
+    assert target.read_bytes() == DATA
+
+
+def test_where_all_others_have_failed_the_slow_host_may_be_slow(server, target):
+    assert fetch(server, target, "/lazy", "/gone", **IMPATIENT) == server.url + "/lazy"
+    assert [path for path, _ in server.asked] == ["/lazy", "/gone", "/lazy"]
+    assert server.asked[2][1] is not None
+    assert target.read_bytes() == DATA
+
+
+def test_a_file_that_is_there_is_not_fetched(server, target):
+    target.parent.mkdir()
+    target.write_bytes(DATA)
+    assert download_module.fetch(target.parent, target.name, [server.url + "/whole"], md5=MD5, offline=CURE) == (
+        target, str(target),
+    )  # fmt: skip
+    target.unlink()
+    found = download_module.fetch(target.parent, target.name, [server.url + "/whole"], md5=MD5, offline=CURE)
+    assert found == (target, server.url + "/whole")
+    assert len(server.asked) == 1
 
 
 def test_a_wrong_checksum_is_refused_and_leaves_nothing(server, target):

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from fsr_lab.dataset import prepare as module
 from fsr_lab.dataset.arrays import Arrays
-from fsr_lab.dataset.prepare import load_prepared, prepare
+from fsr_lab.dataset.manifest import read_about
+from fsr_lab.dataset.prepare import prepare
+
+SIDE_16 = {"side": 16, "shape": (3, 16, 16)}
 
 
 def arrays(seed=0):
@@ -23,8 +27,12 @@ def arrays(seed=0):
     )
 
 
-def make(folder, build=arrays, **options):
-    return prepare("mine", folder, build, image_shape=(3, 16, 16), num_classes=4, **options)
+def make(folder, build=arrays, parameters=SIDE_16, **options):
+    return prepare("mine", folder, build, image_shape=(3, 16, 16), num_classes=4, parameters=parameters, **options)
+
+
+def load_prepared(name, folder, parameters=SIDE_16):
+    return module.load_prepared(name, folder, parameters)
 
 
 def changed(path):
@@ -50,6 +58,8 @@ def test_the_manifest_describes_the_file(tmp_path):
     manifest = json.loads((tmp_path / "mine.json").read_text())
     assert manifest["name"] == "mine"
     assert manifest["source"] == "rng"
+    assert manifest["parameters"] == {"side": 16, "shape": [3, 16, 16]}
+    assert read_about(tmp_path / "mine.json") == (40, 8, "rng")
     assert manifest["counts"] == {"train": 40, "test": 8}
     assert manifest["shapes"]["x_train"] == [40, 3, 16, 16]
     assert set(manifest["sha256"]) == {"x_train", "y_train", "x_test", "y_test"}
@@ -79,7 +89,7 @@ def test_prepared_data_are_not_built_again_unless_forced(tmp_path):
 
 
 def test_jobs_that_start_at_once_build_once(tmp_path):
-    builds, hashes, jobs = [], [], 12
+    builds, hashes, jobs = [], [], 20
     together = threading.Barrier(jobs)
 
     def build():
@@ -100,6 +110,67 @@ def test_jobs_that_start_at_once_build_once(tmp_path):
     assert len(builds) == 1
     assert len(hashes) == jobs
     assert len(set(hashes)) == 1
+
+
+def test_a_job_that_waits_for_another_says_so(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fsr_lab.dataset.prepare")
+    building, go_on = threading.Event(), threading.Event()
+
+    def build():
+        building.set()
+        assert go_on.wait(timeout=10)
+        return arrays()
+
+    first = threading.Thread(target=make, args=(tmp_path, build))
+    second = threading.Thread(target=make, args=(tmp_path, build))
+    first.start()
+    assert building.wait(timeout=10)
+    second.start()
+    while "waiting for another job that prepares mine" not in caplog.text and second.is_alive():
+        time.sleep(0.01)
+    go_on.set()
+    for thread in (first, second):
+        thread.join(timeout=10)
+    assert caplog.text.count("waiting for another job") == 1
+    assert caplog.text.count("preparing mine") == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"side": 8, "shape": (3, 16, 16)}, "side=16 instead of 8"),
+        ({"side": 16, "shape": (3, 8, 8)}, r"shape=\[3, 16, 16\] instead of \[3, 8, 8\]"),
+        (SIDE_16 | {"source": "elsewhere"}, "source=None instead of elsewhere"),
+        (SIDE_16 | {"verify": True}, "verify=None instead of True"),
+    ],
+)
+def test_what_was_made_with_other_parameters_is_refused_and_can_be_made_anew(parameters, said, tmp_path):
+    make(tmp_path)
+    for ask in (lambda: make(tmp_path, parameters=parameters), lambda: load_prepared("mine", tmp_path, parameters)):
+        with pytest.raises(
+            ValueError, match=f"mine.pt was prepared with {said}; .*dataset.folder=.*force=true"
+        ) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    make(tmp_path, parameters=parameters, force=True)
+    load_prepared("mine", tmp_path, parameters)
+
+
+def test_verified_images_serve_who_would_not_verify_them_and_whose_source_is_gone(tmp_path):
+    make(tmp_path, parameters=SIDE_16 | {"verify": True, "source": "gone"})
+    load_prepared("mine", tmp_path, SIDE_16 | {"verify": False})
+    make(tmp_path, parameters=SIDE_16 | {"verify": False}, force=True)
+    with pytest.raises(ValueError, match="verify=False instead of True"):
+        load_prepared("mine", tmp_path, SIDE_16 | {"verify": True})
+
+
+def test_what_an_earlier_version_prepared_is_made_anew(tmp_path):
+    make(tmp_path)
+    manifest = json.loads((tmp_path / "mine.json").read_text())
+    del manifest["parameters"]
+    (tmp_path / "mine.json").write_text(json.dumps(manifest))
+    make(tmp_path, lambda: arrays(seed=1))
+    assert np.array_equal(load_prepared("mine", tmp_path).x_test.numpy(), arrays(seed=1).x_test)
 
 
 def test_a_missing_file_says_how_to_prepare_it(tmp_path):

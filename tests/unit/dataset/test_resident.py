@@ -160,6 +160,42 @@ def test_a_position_beyond_the_epoch_is_refused():
         make().load_state_dict({"epoch": 0, "batch": 7})
 
 
+@pytest.mark.parametrize(("free", "is_far"), [(None, False), (640, False), (639, True), (0, True)])
+def test_images_that_would_take_over_half_of_the_free_memory_stay_on_the_host(free, is_far, caplog):
+    asked = []
+    batches = make(device="meta", free_memory=lambda device: asked.append(device) or free)  # 20 images, 320 bytes
+    assert asked == [torch.device("meta")]
+    assert batches.images.device.type == batches.labels.device.type == ("cpu" if is_far else "meta")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == is_far
+    assert all("stay in host memory: meta has" in text for text in said)
+    x, y = next(iter(batches))
+    assert (x.device.type, y.device.type, x.dtype, tuple(x.shape)) == ("meta", "meta", torch.float32, (6, 1, 4, 4))
+
+
+def test_a_batch_from_the_host_is_the_batch_from_the_device():
+    # "cpu:0" is to torch another device than "cpu", with the same memory
+    far = make(augment="pad_crop_flip", device="cpu:0", free_memory=lambda device: 0)
+    assert far.images.device != far.device
+    for (x, y), (wanted_x, wanted_y) in zip(far, make(augment="pad_crop_flip"), strict=True):
+        assert torch.equal(x, wanted_x)
+        assert torch.equal(y, wanted_y)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second memory: no CUDA device here")
+def test_batches_are_the_same_wherever_the_images_are_kept():
+    arguments = {"count": 500, "batch_size": 64, "augment": "pad_crop_flip"}
+    here = make(**arguments)
+    places = [make(**arguments, device="cuda", free_memory=lambda device, free=free: free) for free in (None, 0)]
+    assert [batches.images.device.type for batches in places] == ["cuda", "cpu"]
+    for _ in range(2):
+        for (x, y), *others in zip(here, *places, strict=True):
+            for other_x, other_y in others:
+                assert other_x.device.type == other_y.device.type == "cuda"
+                assert torch.equal(other_x.cpu(), x)
+                assert torch.equal(other_y.cpu(), y)
+
+
 def test_images_too_few_for_the_ranks_and_batches_of_none_are_refused():
     with pytest.raises(ValueError, match="each of 3 ranks, got 2 images"):
         make(count=2, world_size=3)
