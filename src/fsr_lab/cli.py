@@ -360,8 +360,8 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
     """Spell out the command line's short forms.
 
     `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
-    `evaluate attack=[X,Y]` replaces the set; `prepare dataset=all` is every dataset in turn; `cost model=X,Y` a table of
-    both; `train resume=DIR` repeats the overrides that DIR was started with, in that directory.
+    `evaluate attack=[X,Y]` replaces the set; `prepare dataset=all` is every dataset in turn; `cost model=X,Y` a table
+    of both; `train resume=DIR` repeats the overrides that DIR was started with, in that directory.
     """
     words = []
     for word in argv:
