@@ -3,7 +3,7 @@
 Works that share a baseline are timed in turn, round after round, after a warm-up; what is quoted is the median of each
 round's ratio, with the smallest and the largest beside it, since a machine's speed drifts. Nothing fails on a slow one.
 
-    python experiments/speed/bench.py [--rounds 5] [--only NAME ...]
+    python experiments/speed/bench.py [--rounds 3] [--only NAME ...]
 """
 
 import argparse
@@ -222,7 +222,7 @@ def measure(group: Group, count: int) -> Iterator[Result]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names")
     options = parser.parse_args()

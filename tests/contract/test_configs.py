@@ -9,7 +9,14 @@ from omegaconf import OmegaConf
 
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
-from fsr_lab.engine.build import build_attacks, build_model, build_policy, build_strategy, build_threat
+from fsr_lab.engine.build import (
+    build_attacks,
+    build_model,
+    build_module,
+    build_policy,
+    build_strategy,
+    build_threat,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 AT = {"attack": "attack@val_attack", "crafting": "crafting@crafting.train"}
@@ -114,3 +121,17 @@ def test_the_model_is_drawn_from_the_seed(compose_config, toy):
     one, again, other = (build_model(compose_config(*toy, f"seed={seed}")).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not torch.equal(one["backbone.fc.weight"], other["backbone.fc.weight"])
+
+
+@pytest.mark.parametrize("decay_all", ["true", "false"])
+def test_weight_decay_spares_biases_and_batch_norm_where_it_is_asked_to(decay_all, compose_config, toy):
+    cfg = compose_config(*toy, "defense=fsr", f"optim.decay_all={decay_all}", "optim.optimizer.weight_decay=0.5")
+    module = build_module(cfg, build_model(cfg))
+    optimizer = module.build_optimizer(module.parameter_groups())
+    names = {parameter: name for name, parameter in module.model.named_parameters()}
+    decay = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(decay) == set(names.values())
+    spared = {name for name, value in decay.items() if value == 0}
+    flat = {name for name, parameter in module.model.named_parameters() if parameter.ndim < 2}
+    assert spared == (set() if decay_all == "true" else flat)
+    assert {value for name, value in decay.items() if name not in spared} == {0.5}

@@ -73,6 +73,7 @@ def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
         modifiers=[modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Modifier)],
         num_classes=cfg.dataset.num_classes,
         seed=cfg.seed,
+        decay_all=cfg.optim.decay_all,
     )
 
 
@@ -139,8 +140,8 @@ def bare_step(
         progress: where training is taken to stand, for curricula.
     """
     module = build_module(cfg, build_model(cfg))
-    model = module.model.train()
-    optimizer = module.build_optimizer(model.parameters())
+    module.model.train()
+    optimizer = module.build_optimizer(module.parameter_groups())
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         loss = total(module.training_output(x, y, progress))

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fsr_lab.core.crafting import judging
 from fsr_lab.core.types import Attack, Defended, Modifier, Progress, StepOutput, Strategy
 
-OptimizerBuilder = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerBuilder = Callable[[Iterable[dict[str, Any]]], Optimizer]
 SchedulerBuilder = Callable[..., LRScheduler]
 
 
@@ -36,6 +36,8 @@ class RobustClassifier(LightningModule):
         modifiers: act around the optimiser step.
         num_classes: K, for the metrics.
         seed: every step draws from (seed, step, rank), so that a resume in mid-epoch is exact.
+        decay_all: the optimiser's weight decay acts on all parameters, as in the released code; otherwise not on
+            biases and BatchNorm's scales.
 
     Raises:
         ValueError: a defence needs what the strategy does not make.
@@ -55,6 +57,7 @@ class RobustClassifier(LightningModule):
         modifiers: Sequence[Modifier] = (),
         num_classes: int,
         seed: int,
+        decay_all: bool = True,
     ) -> None:
         super().__init__()
         if getattr(model, "needs_clean", False) and not strategy.needs_clean:
@@ -68,6 +71,7 @@ class RobustClassifier(LightningModule):
         self.build_optimizer = optimizer
         self.build_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self.decay_all = decay_all
         self.modifiers = tuple(modifiers)
         # averages of the network, by name, which callbacks put here; no submodules: nothing of them is trained
         self.averages: dict[str, nn.Module] = {}
@@ -171,7 +175,7 @@ class RobustClassifier(LightningModule):
             raise TrainingDivergedError(self._diverged("the loss was not finite", step))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer(self.model.parameters())
+        optimizer = self.build_optimizer(self.parameter_groups())
         if self.build_scheduler is None:
             return optimizer
         told = {}
@@ -183,6 +187,15 @@ class RobustClassifier(LightningModule):
     def _restore(self) -> None:
         for modifier in reversed(self.modifiers):
             modifier.after_optimizer_step(self)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters as an optimiser takes them: those that decay, then those that do not, if there are."""
+        parameters = list(self.model.parameters())
+        if self.decay_all:
+            return [{"params": parameters}]
+        kept = [parameter for parameter in parameters if parameter.ndim < 2]
+        decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
+        return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
     def _diverged(self, what: str, step: int) -> str:
         return (
