@@ -366,7 +366,7 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
     words = []
     for word in argv:
         if verb == "train" and word.startswith("attack="):
-            words.append("attack@strategy." + word)
+            words.append(f"attack@strategy.{'base.' if has_base(argv) else ''}{word}")
         elif verb == "train" and word.startswith("strategy.base="):
             words.append("strategy@" + word)
         elif verb == "prepare" and word == "dataset=all":
@@ -384,6 +384,14 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
         else:
             words.append(quoted_path(word))
     return words
+
+
+def has_base(argv: Sequence[str]) -> bool:
+    """Tell whether the chosen strategy stands over another one, whose attack it uses."""
+    names = [word.partition("=")[2] for word in argv if word.startswith("strategy=")]
+    path = Path(str(files(CONFIGS.removeprefix("pkg://")))) / "strategy" / f"{names[-1] if names else 'at'}.yaml"
+    defaults = OmegaConf.select(OmegaConf.load(path), "defaults", default=[]) if path.is_file() else []
+    return any("/strategy@base" in entry for entry in defaults if not isinstance(entry, str))
 
 
 def quoted_path(word: str) -> str:

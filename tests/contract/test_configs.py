@@ -109,6 +109,13 @@ def test_every_experiment_builds_what_it_trains(experiment_name, compose_config)
     assert bool(model.defenses) == (cfg.defense.at is not None)
 
 
+def test_an_experiment_of_several_defences_builds_each_of_them(compose_config):
+    # it sets the bottleneck's width, which `none` has no use for
+    for defense in ("none", "fsr", "fsr_wo_sep"):
+        model = build_model(compose_config("experiment=cifar10_quick", f"defense={defense}"))
+        assert list(model.defenses) == ([] if defense == "none" else ["layer4"])
+
+
 @pytest.mark.parametrize("at", ["block1", "[block1,block2]", "{block1: {tau: 0.5}, block2: null}"])
 def test_a_defence_takes_points_in_three_forms(at, compose_config, toy):
     model = build_model(compose_config(*toy, f"defense.at={at}"))

@@ -50,7 +50,12 @@ COMBINATIONS = [
     *(f"strategy=at defense={name}" for name in ("none", "fsr", "fsr_wo_sep", "fsr_wo_rec", "fd", "cas", "cifs")),
     "strategy=trades defense=cas", "strategy=mart defense=cifs", "strategy=alp defense=fsr",
     "strategy=cat defense=fsr", "strategy=cat strategy.strength=0 defense=fsr", "strategy=fat defense=fsr",
-    "strategy=s2o_trades defense=fsr", "strategy=trades defense=fsr modifier=[awp]",
+    "strategy=s2o_trades defense=fsr", "strategy=trades defense=fsr modifier=[awp]", "strategy=mart defense=none",
+    "strategy=at defense=fd_dot", "strategy=at defense=kwta", "strategy=at defense=sap",
+    "strategy=at defense=fsr defense.module.detach_f_for_aux=true",
+    "strategy=at defense=fsr defense.module.mask=attribution",
+    "strategy=trades defense=fsr defense.module.loss_on=both",
+    "strategy=mart defense=fsr defense.module.heads=criterion",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fsr_lab.core.record import EvaluationRecord
 
@@ -38,16 +39,28 @@ def test_a_strategy_trains_and_logs_every_term(options, terms, fsr, tiny, tmp_pa
     total = curve(run, "train/loss")
     assert total == pytest.approx([sum(values) for values in zip(*logged.values(), strict=True)], rel=1e-5)
     name = next(word for word in options if word.startswith("strategy=")).partition("=")[2]
-    text = (run / "config.yaml").read_text()
-    assert f"label: {name}+" in text
+    over = "(trades)" if "strategy.base=trades" in options else ""
+    assert f"label: {name}{over}+" in (run / "config.yaml").read_text()
 
 
-def test_a_curriculum_by_validation_trains_and_keeps_its_state(fsr, tiny, tmp_path):
+@pytest.mark.parametrize("strategy", ["fat", "s2o_mart", "trades"])
+def test_the_short_form_of_the_attack_reaches_the_strategy_that_crafts(strategy, fsr, tiny, tmp_path):
+    run = tmp_path / "run"
+    kept = [word for word in tiny if not word.startswith("strategy=")]
+    short = ("trainer.max_epochs=1", "+trainer.limit_train_batches=1", "evaluation=none", f"hydra.run.dir={run}")
+    outcome = fsr("train", *kept, f"strategy={strategy}", "attack=fgsm", *short)
+    assert outcome.code == 0, outcome.err
+    node = OmegaConf.load(run / "config.yaml").strategy
+    assert (node.base if "base" in node else node).attack.steps == 1
+
+
+@pytest.mark.parametrize("rule", [("validation", "callback.curriculum.patience=1"), ("threshold",)], ids=lambda r: r[0])
+def test_a_curriculum_trains_and_keeps_its_state(rule, fsr, tiny, tmp_path):
     run = tmp_path / "run"
     outcome = fsr(
         "train", *[word for word in tiny if not word.startswith("strategy=")], "strategy=cat", "callback=curriculum",
-        "callback.curriculum.rule=threshold", "callback.curriculum.train_acc=0", "trainer.max_epochs=3",
-        "val_attack.steps=2", "strategy.max_strength=2", f"hydra.run.dir={run}",
+        f"callback.curriculum.rule={rule[0]}", *rule[1:], "callback.curriculum.train_acc=0", "trainer.max_epochs=6",
+        "optim.lr=0", "val_attack.steps=2", "strategy.max_strength=2", f"hydra.run.dir={run}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
@@ -65,6 +78,9 @@ def test_a_curriculum_by_validation_trains_and_keeps_its_state(fsr, tiny, tmp_pa
         (("strategy=trades", "strategy.beta=-1"), "beta of at least 0, got -1"),
         (("strategy=mart", "strategy.lambda_kl=-2"), "lambda_kl of at least 0, got -2"),
         (("strategy=at", "callback=curriculum"), "AT has none"),
+        (("strategy=trades", "strategy.beta=abc"), "beta of at least 0, got abc"),
+        (("strategy=cat", "strategy.max_strength=2.5"), "whole number of at least 1, got 2.5"),
+        (("strategy=at", "defense=kwta", "defense.at=block1"), "block1.relu"),
         (("strategy=trade",), "trades"),
         (("strategy=cat", "strategy.base=trade"), "trades"),
     ],

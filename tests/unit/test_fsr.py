@@ -386,12 +386,14 @@ def test_saturated_scores_give_finite_gradients():
     [
         ({"tau": 0}, "expected tau above 0, got 0"),
         ({"tau": float("nan")}, "expected tau above 0, got nan"),
-        ({"width": 0}, "expected width of at least 1, got 0"),
+        ({"width": 0}, "expected width to be a whole number of at least 1, got 0"),
+        ({"tau": float("inf")}, "expected tau above 0, got inf"),
+        ({"lambda_rec": float("inf")}, "expected lambda_rec of at least 0, got inf"),
         ({"lambda_sep": -1}, "expected lambda_sep of at least 0, got -1"),
         ({"lambda_rec": -0.5}, "expected lambda_rec of at least 0, got -0.5"),
         ({"noise": "allways"}, r"no FSR noise named 'allways'; close names: \['always'"),
         ({"rec_last": "conv_bn_rel"}, r"no FSR rec_last named 'conv_bn_rel'; close names: \['conv_bn_relu'"),
-        ({"aux_hidden": 0}, "expected aux_hidden of at least 1, got 0"),
+        ({"aux_hidden": 0}, "expected aux_hidden to be a whole number of at least 1, got 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

@@ -484,7 +484,7 @@ def test_the_defence_is_initialised_as_its_backbone():
         ({"wrong": "least"}, r"no FSR wrong named 'least'; close names: \['least_likely'"),
         ({"loss_on": "cleen"}, r"no FSR loss_on named 'cleen'; close names: \['clean'"),
         ({"heads": "criterium"}, r"no FSR heads named 'criterium'; close names: \['criterion'"),
-        ({"mc_samples": 0}, "expected mc_samples of at least 1, got 0"),
+        ({"mc_samples": 0}, "expected mc_samples to be a whole number of at least 1, got 0"),
         ({"use_sep": False, "use_rec": False}, "is the network; use defense=none"),
         ({"use_sep": False, "mask": "sigmoid"}, "use_sep=false leaves no mask and no y'"),
         ({"use_sep": False, "wrong": "none"}, "use_sep=false leaves no mask and no y'"),

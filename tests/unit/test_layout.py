@@ -110,7 +110,7 @@ class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
         self.patches = nn.Conv2d(3, 6, 4, stride=4)
-        self.norm = nn.LayerNorm(6)
+        self.norm = nn.LayerNorm(6, elementwise_affine=False)
         self.fc = nn.Linear(6, 4)
 
     def forward(self, x):

@@ -170,7 +170,7 @@ def test_it_is_a_value_with_a_readable_text():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "expected at least 1 step, got 0"),
+        ({"steps": 0}, "expected steps to be a whole number of at least 1, got 0"),
         ({"relative_step": -0.1}, "of at least 0"),
         ({"relative_step": "quarter"}, "expected a number or a fraction"),
     ],

@@ -55,7 +55,7 @@ def test_a_layer_that_does_not_exist_gets_its_neighbours():
 
 
 def test_shapes_are_those_of_a_forward():
-    points = ["conv1", "layer1", "layer2.0.relu1", "layer3:in", "layer4", "avgpool:in", "avgpool", "layer4:instead"]
+    points = ["conv1", "layer1", "layer2.0.relu1", "layer3:in", "layer4", "avgpool:in", "avgpool", "avgpool:instead"]
     found = inspect_points(resnet18(width=4), points, (3, 32, 32))
     assert found == {
         "conv1": (4, 32, 32),
@@ -65,7 +65,7 @@ def test_shapes_are_those_of_a_forward():
         "layer4": (32, 4, 4),
         "avgpool:in": (32, 4, 4),
         "avgpool": (32, 1, 1),
-        "layer4:instead": (16, 8, 8),  # what stands instead of a module gets that module's input
+        "avgpool:instead": (32, 4, 4),  # what stands instead of a module gets that module's input
     }
     assert all(isinstance(shape, FeatureShape) for shape in found.values())
 

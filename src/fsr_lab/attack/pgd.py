@@ -11,7 +11,7 @@ from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier, Forward, Objective
-from fsr_lab.core.units import fraction
+from fsr_lab.core.units import fraction, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,9 @@ class PGD:
     noise: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"expected at least 1 step, got {self.steps}")
-        if self.patience is not None and self.patience < 0:
-            raise ValueError(f"expected patience of at least 0 steps, got {self.patience}")
+        whole("steps", self.steps, 1)
+        if self.patience is not None:
+            whole("patience", self.patience)
         for name in ("relative_step", "start_std", "jitter"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, fraction(getattr(self, name)))
@@ -114,13 +113,14 @@ class _Friends:
     def __init__(self, y: Tensor, patience: int) -> None:
         self.y = y
         self.left = torch.full_like(y, patience)
+        self.stayed = torch.zeros_like(y, dtype=torch.bool)
 
     def stay(self, logits: Tensor) -> Tensor:
         """Return which samples keep their present iterate, on which the logits are."""
         wrong = logits.argmax(1) != self.y
-        staying = wrong & (self.left <= 0)
-        self.left = torch.where(wrong & ~staying, self.left - 1, self.left)
-        return staying
+        self.stayed = self.stayed | (wrong & (self.left <= 0))
+        self.left = torch.where(wrong & ~self.stayed, self.left - 1, self.left)
+        return self.stayed
 
 
 class _Watched:

@@ -25,8 +25,19 @@ def nonnegative(name: str, value: float) -> float:
     Raises:
         ValueError: it is negative, or no finite number.
     """
-    if not 0 <= value < math.inf:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"expected {name} of at least 0, got {value}")
+    return value
+
+
+def whole(name: str, value: int, least: int = 0) -> int:
+    """Return a count.
+
+    Raises:
+        ValueError: it is no whole number, or below the least.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"expected {name} to be a whole number of at least {least}, got {value}")
     return value
 
 

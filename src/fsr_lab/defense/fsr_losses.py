@@ -26,7 +26,11 @@ def cross_entropy_term(forward: Forward, point: str) -> Term:
 
 
 def criterion_term(adv: Forward, clean: Forward | None, point: str, criterion: Criterion) -> Term:
-    """Return the sum of the strategy's own terms on auxiliary logits, as CAS (arXiv:2103.08307) trains its probe."""
+    """Return the sum of the strategy's own terms on auxiliary logits, as CAS (arXiv:2103.08307) trains its probe.
+
+    For f- the label is y' throughout: MART's weight is then one minus the final logits' probability of y', where for
+    CAS, which has no such term, it is that of the true class.
+    """
 
     def term(key: str, label: Tensor) -> Tensor:
         beside = None if clean is None else clean.aux[point][key]

@@ -1,8 +1,10 @@
 """What FSR's options may be, and which of them contradict each other."""
 
+import math
 from typing import Literal, get_args
 
 from fsr_lab.core.suggest import unknown
+from fsr_lab.core.units import nonnegative, whole
 from fsr_lab.defense.fsr_losses import Heads, LossOn, Wrong
 from fsr_lab.defense.fsr_nets import RecLast
 from fsr_lab.defense.masks import EvalMask, Granularity, LearntMask
@@ -64,14 +66,13 @@ def check_numbers(
     """
     if num_classes < 2:
         raise ValueError(f"expected at least 2 classes, as FSR teaches f- a wrong one, got {num_classes}")
-    if not tau > 0:
+    if not (isinstance(tau, (int, float)) and 0 < tau < math.inf):
         raise ValueError(f"expected tau above 0, got {tau}")
     for name, count in (("width", width), ("mc_samples", mc_samples), ("aux_hidden", aux_hidden)):
-        if count is not None and count < 1:
-            raise ValueError(f"expected {name} of at least 1, got {count}")
+        if count is not None:
+            whole(name, count, 1)
     for name, value in (("lambda_sep", lambda_sep), ("lambda_rec", lambda_rec)):
-        if not value >= 0:
-            raise ValueError(f"expected {name} of at least 0, got {value}")
+        nonnegative(name, value)
 
 
 def check_combination(

@@ -24,7 +24,7 @@ from fsr_lab.evaluation.cost import measure
 from fsr_lab.model.defended import DefendedModel, DefenseBuilder, attach
 from fsr_lab.model.library_model import expand_declared
 from fsr_lab.model.normalize import Normalize
-from fsr_lab.model.points import feature_points
+from fsr_lab.model.points import activation_layers, feature_points
 
 POINTS = ("tap", "stages", "last_blocks", "activations", "convs")
 """Keys of a model's config that name its points; defences interpolate them, the constructor does not see them."""
@@ -88,10 +88,17 @@ def build_modifiers(cfg: DictConfig) -> list[Modifier | Callback]:
 
 
 def full_label(cfg: DictConfig) -> str:
-    """Return the row's name with the modifiers that change the training; averages have rows of their own."""
+    """Return the row's name with what else makes the method: "cat(trades)+fsr+awp".
+
+    Named are the strategy under another one, unless it is AT, and the modifiers that change the training; averages
+    have rows of their own.
+    """
+    base = str((cfg.strategy.get("base") or {}).get("_target_", "at.AT")).split(".")[-2]
+    head, plus, rest = str(cfg.label).partition("+")
+    label = cfg.label if base == "at" or base in head else f"{head}({base}){plus}{rest}"
     built = zip(cfg.get("modifier") or {}, build_modifiers(cfg), strict=True)
     acting = [str(name) for name, modifier in built if isinstance(modifier, Modifier)]
-    return "+".join([cfg.label, *(name for name in acting if name not in cfg.label)])
+    return "+".join([label, *(name for name in acting if name not in label)])
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:
@@ -163,12 +170,13 @@ def _defenses(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, int,
     """
     node = cast(dict[str, Any], OmegaConf.to_container(cfg.defense, resolve=True))
     at = node["at"]
-    if not node.get("module"):
+    if "_target_" not in (node.get("module") or {}):  # none; an experiment may have left it options of another
         return {}
     if not at:
+        replaces = node.get("place") == "instead"
+        near = activation_layers(backbone) if replaces else feature_points(backbone, image_shape)
         raise ValueError(
-            f"this model's config names no layer for the defence; give defense.at=LAYER, such as one of "
-            f"{feature_points(backbone, image_shape)}"
+            f"this model's config names no layer for the defence; give defense.at=LAYER, such as one of {near}"
         )
     if not isinstance(at, Mapping):
         points = [name for point in ([at] if isinstance(at, str) else at) for name in expand_declared(backbone, point)]

@@ -16,6 +16,8 @@ from fsr_lab.engine.release_layout import translated, unwrapped
 WHICH = ("last", "best")
 ONLINE = "online"
 _PREFIX = "model."
+SHOWN_KEYS = 12
+"""How many differing keys of a kind an error names."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -125,6 +127,6 @@ def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
         ),
     ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{len(names)} {kind} ({', '.join(names[:3])}{more})")
+            more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+            parts.append(f"{len(names)} {kind} ({', '.join(names[:SHOWN_KEYS])}{more})")
     return "; ".join(parts)

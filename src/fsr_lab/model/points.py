@@ -85,6 +85,7 @@ def inspect_points(
     """
     twin = meta_twin(backbone).eval()
     seen: dict[str, list[Any]] = {point: [] for point in points}
+    _refuse_replacing_weights(twin, points)
     for point in points:
         find_module(twin, point).register_forward_hook(_watch(seen[point], parse_point(point).place))
     try:
@@ -122,6 +123,22 @@ def feature_points(backbone: nn.Module, image_shape: tuple[int, int, int], *, co
     except UNFIT:
         return []
     return [name for name in ran if ran.count(name) == 1][-count:]
+
+
+def activation_layers(backbone: nn.Module, *, count: int = 6) -> list[str]:
+    """Return names of the last `count` activations, such as ReLU, which a defence may take the place of."""
+    names = [name for name, part in backbone.named_modules() if type(part).__module__ == nn.ReLU.__module__]
+    return names[-count:]
+
+
+def _refuse_replacing_weights(backbone: nn.Module, points: Sequence[str]) -> None:
+    for point in points:
+        module = find_module(backbone, point)
+        if parse_point(point).place == "instead" and any(True for _ in module.parameters()):
+            raise ValueError(
+                f"expected a layer without weights at {point!r}, whose place is taken, got {type(module).__name__}; "
+                f"give an activation, such as one of {activation_layers(backbone)}"
+            )
 
 
 def _run(twin: nn.Module, image_shape: tuple[int, int, int]) -> Any:

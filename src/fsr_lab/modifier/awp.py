@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsr_lab.core.types import Progress
+from fsr_lab.core.units import nonnegative, whole
 
 
 class _Kept(NamedTuple):
@@ -26,7 +27,8 @@ class AWP:
     two dimensions and more with "weight" in their names: convolutions and linear layers, those of feature defences
     too, neither BatchNorm nor biases.
 
-    Differs from the released code in form alone: no proxy network is copied and stepped, since the step's length
+    Differs from the released code in form alone (its variant that ascends on the classification loss alone is not
+    offered): no proxy network is copied and stepped, since the step's length
     cancels in the normalisation. As with a proxy, the ascent leaves `.grad`, buffers and metrics alone.
 
     Weights are put back as w + (w' - perturbed), w' being what the optimiser made of the perturbed ones: where it
@@ -43,11 +45,8 @@ class AWP:
     """
 
     def __init__(self, *, gamma: float = 0.01, warmup_epochs: int = 0, share_noise: bool = False) -> None:
-        for name, value in (("gamma", gamma), ("warmup_epochs", warmup_epochs)):
-            if not value >= 0:
-                raise ValueError(f"expected AWP's {name} of at least 0, got {value}; 0 is none")
-        self.gamma = gamma
-        self.warmup_epochs = warmup_epochs
+        self.gamma = nonnegative("AWP's gamma", gamma)
+        self.warmup_epochs = whole("AWP's warmup_epochs", warmup_epochs)
         self.share_noise = share_noise
         self._kept: list[_Kept] = []
 

@@ -24,7 +24,7 @@ class ALP(Strategy):
 
     Args:
         attack: crafts the training examples.
-        weight: of the pairing.
+        weight: of the pairing; None is the form's published one.
         form: see above.
         paired: what is paired.
         concat: one forward, and one BatchNorm batch, for clean and adversarial images.
@@ -40,7 +40,7 @@ class ALP(Strategy):
         self,
         *,
         attack: Attack,
-        weight: float = 0.5,
+        weight: float | None = None,
         form: Form = "mixed",
         paired: Paired = "logits",
         concat: bool = True,
@@ -50,7 +50,8 @@ class ALP(Strategy):
         for name, value, known in (("form", form, get_args(Form)), ("paired", paired, get_args(Paired))):
             if value not in known:
                 raise ValueError(unknown(f"ALP {name}", value, known))
-        self.weight = nonnegative("weight", weight)
+        published = 0.5 if form == "mixed" else 1.0
+        self.weight = published if weight is None else nonnegative("weight", weight)
         self.form = form
         self.paired = paired
 

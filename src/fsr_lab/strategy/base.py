@@ -35,6 +35,8 @@ class Strategy:
     base: "Strategy | None" = None
 
     def __init__(self, *, attack: Attack, concat: bool = False, share_noise: bool = False) -> None:
+        if concat and share_noise:
+            raise ValueError("share_noise is about two forwards, and concat makes them one; set one of them to false")
         self.attack = attack
         self.concat = concat
         self.share_noise = share_noise

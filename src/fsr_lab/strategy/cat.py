@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsr_lab.core.types import Attack, Crafted, Defended, Progress
+from fsr_lab.core.units import whole
 from fsr_lab.strategy.base import Strategy, aimed_at
 
 
@@ -29,20 +30,25 @@ class CAT(Strategy):
         max_strength: the last k.
         strength: the present k; None follows the epochs.
         mix: cut the batch; else all of it is attacked with k steps.
+        defend_clean: the defences' own terms see the clean part, too.
 
     Raises:
         ValueError: a strength outside [0, max_strength], or a base that crafts in a way of its own.
     """
 
     def __init__(
-        self, *, base: Strategy, max_strength: int = 10, strength: int | None = None, mix: bool = True
+        self,
+        *,
+        base: Strategy,
+        max_strength: int = 10,
+        strength: int | None = None,
+        mix: bool = True,
+        defend_clean: bool = False,
     ) -> None:
-        if max_strength < 1 or not 0 <= (strength or 0) <= max_strength:
-            raise ValueError(
-                f"expected CAT max_strength of at least 1 and strength in [0, max_strength], got {max_strength} and "
-                f"{strength}"
-            )
+        if whole("CAT strength", strength or 0) > whole("CAT max_strength", max_strength, 1):
+            raise ValueError(f"expected CAT strength in [0, max_strength], got {strength} of {max_strength}")
         self.replace_crafting(base)
+        self.defend_clean = defend_clean
         self.max_strength = max_strength
         self.strength = strength
         self.mix = mix
@@ -52,13 +58,19 @@ class CAT(Strategy):
         strength = self.strength_at(progress)
         size = len(x) // (strength + 1) if self.mix else 0
         if not strength:
-            return Crafted(x, x, y, torch.arange(0, device=x.device))
+            return Crafted(x, x, y, None if self.defend_clean else torch.arange(0, device=x.device))
         parts = [x[:size]]
         for steps in range(1, strength + 1) if size else [strength]:
             rows = slice(steps * size, (steps + 1) * size if steps < strength else None)
-            attack: Attack = replace(cast(Any, self.attack), steps=steps, relative_step=_relative_step(steps))
+            attack = self.attack_of(steps, _relative_step(steps))
             parts.append(aimed_at(attack, model)(model, x[rows], y[rows]))
-        return Crafted(x, torch.cat(parts), y, torch.arange(size, len(x), device=x.device))
+        attacked = None if self.defend_clean else torch.arange(size, len(x), device=x.device)
+        return Crafted(x, torch.cat(parts), y, attacked)
+
+    def attack_of(self, steps: int, relative_step: float) -> Attack:
+        """Return the base's attack at a number of steps and their size, as a fraction of eps."""
+        attack: Attack = replace(cast(Any, self.attack), steps=steps, relative_step=relative_step)
+        return attack
 
     def strength_at(self, progress: Progress) -> int:
         """Return the number of steps at this point of training."""

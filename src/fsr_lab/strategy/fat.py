@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from fsr_lab.core.types import Attack, Crafted, Defended, Progress
+from fsr_lab.core.units import nonnegative, whole
 from fsr_lab.strategy.base import Strategy, aimed_at
 
 
@@ -34,15 +35,15 @@ class FAT(Strategy):
         until: Sequence[int] = (50, 90),
         jitter: float = 0.001,
     ) -> None:
-        if len(patience) != len(until) + 1 or list(until) != sorted(until) or min(patience) < 0:
+        if len(patience) != len(until) + 1 or list(until) != sorted(until):
             raise ValueError(
-                "expected FAT patience (at least 0) for every stage, and in until the last epochs of all stages but "
+                "expected FAT patience for every stage, and in until the last epochs of all stages but "
                 f"one in rising order; got patience {list(patience)} and until {list(until)}"
             )
         self.replace_crafting(base)
-        self.patience = tuple(patience)
-        self.until = tuple(until)
-        self.jitter = jitter
+        self.patience = tuple(whole("FAT patience", steps) for steps in patience)
+        self.until = tuple(whole("FAT until", epoch, 1) for epoch in until)
+        self.jitter = nonnegative("FAT jitter", jitter)
 
     def craft(self, model: Defended, x: Tensor, y: Tensor, progress: Progress) -> Crafted:
         """Stop each sample's crafting early, by the patience of this epoch."""

@@ -20,7 +20,8 @@ class S2O(Strategy):
 
     Args:
         base: the strategy that is regularised; it crafts.
-        weight: 0.05 over AT, 0.15 over TRADES and MART in the released code.
+        weight: None is the released code's: 0.05 over a base that sees adversarial images alone (AT), 0.15 over one
+            that compares with clean ones (TRADES, MART).
         diagonal: share of the true class in a soft label; 0.02 for CIFAR-100 there.
 
     Raises:
@@ -29,7 +30,9 @@ class S2O(Strategy):
 
     needs_clean = True
 
-    def __init__(self, *, base: Strategy, weight: float = 0.05, diagonal: float = 0.2) -> None:
+    def __init__(self, *, base: Strategy, weight: float | None = None, diagonal: float = 0.2) -> None:
+        if weight is None:
+            weight = 0.15 if base.needs_clean else 0.05
         for name, value, upper in (("weight", weight, 0.5), ("diagonal", diagonal, 1.0)):
             if not 0 <= value <= upper:
                 raise ValueError(f"expected S2O {name} in [0, {upper:g}], got {value}")

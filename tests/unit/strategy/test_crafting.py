@@ -309,6 +309,29 @@ def test_the_clean_part_is_no_business_of_the_defence(batch):
     assert found["ce"].item() == pytest.approx(functional.cross_entropy(clean.logits, y).item())
 
 
+def test_the_clean_part_may_be_made_its_business(batch):
+    x, y = batch
+    model = network()
+    for strength in (0, 1):
+        strategy = CAT(base=AT(attack=ATTACK), strength=strength, defend_clean=True)
+        crafted = strategy.craft(model, x, y, FIRST)
+        assert crafted.attacked is None
+        assert torch.equal(crafted.x_adv[:4], x[:4])
+        assert strategy.losses(model, crafted).losses["block2/sep"].item() > 0
+
+
+def test_a_frozen_sample_stays_though_noise_may_call_it_right_later():
+    x, y = torch.rand(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
+    calls = []
+
+    def model(image):
+        calls.append(0)
+        sign = -1.0 if len(calls) == 1 else 1.0  # wrong at first, right ever after
+        return torch.stack([sign * image.sum((1, 2, 3)), torch.zeros(len(image))], dim=1)
+
+    assert torch.equal(replace(ATTACK, patience=0)(model, x, y), x)
+
+
 def test_nothing_attacked_weighs_nothing_and_leaves_no_parameter_out_of_the_graph(batch):
     model = network()
     out = CAT(base=AT(attack=ATTACK), strength=0)(model, *batch, FIRST)

@@ -105,7 +105,8 @@ def test_mart_takes_a_batch_of_one():
     [
         ({}, (0.5, 0.5), lambda c, a: 0.5 * ((c - a) ** 2).mean()),
         ({"weight": 2.0}, (0.5, 0.5), lambda c, a: 2.0 * ((c - a) ** 2).mean()),
-        ({"form": "adversarial", "weight": 1.0}, (1.0, 0.0), lambda c, a: ((c - a) ** 2).sum(1).mean()),
+        ({"form": "adversarial"}, (1.0, 0.0), lambda c, a: ((c - a) ** 2).sum(1).mean()),
+        ({"form": "adversarial", "weight": 3.0}, (1.0, 0.0), lambda c, a: 3.0 * ((c - a) ** 2).sum(1).mean()),
         ({"paired": "probs"}, (0.5, 0.5), lambda c, a: 0.5 * ((softmax(c, axis=1) - softmax(a, axis=1)) ** 2).mean()),
     ],
 )
@@ -167,7 +168,7 @@ def ref_pull(z, y, diagonal):
 )  # fmt: skip
 def test_s2o(logits, base, weight, classify):
     clean, adv, y = logits
-    found = as_floats(S2O(base=base, weight=weight, diagonal=0.3).criterion(*tensors(clean, adv, y)))
+    found = as_floats(S2O(base=base, diagonal=0.3).criterion(*tensors(clean, adv, y)))  # the published weights
     pulled = weight * (ref_pull(clean, y, 0.3) + ref_pull(adv, y, 0.3))
     assert found == pytest.approx(classify(clean, adv, y) | {"s2o": pulled}, rel=1e-6)
 
@@ -253,10 +254,15 @@ def test_the_weight_of_mart_has_a_gradient(logits):
         lambda: FAT(base=AT(attack=Steps()), patience=(0, 1)),
         lambda: FAT(base=AT(attack=Steps()), until=(90, 50)),
         lambda: FAT(base=AT(attack=Steps()), patience=(0, -1, 2)),
+        lambda: FAT(base=AT(attack=Steps()), patience=(0.5, 1, 2)),
+        lambda: FAT(base=AT(attack=Steps()), jitter=-1),
+        lambda: CAT(base=AT(attack=Steps()), max_strength=2.5),
+        lambda: TRADES(attack=Steps(), beta="abc"),
+        lambda: TRADES(attack=Steps(), concat=True, share_noise=True),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(build):
-    with pytest.raises(ValueError, match=r"expected|unknown|no |builds on|replaces") as caught:
+    with pytest.raises(ValueError, match=r"expected|unknown|no |builds on|replaces|two forwards") as caught:
         build()
     assert "\n" not in str(caught.value)
 
