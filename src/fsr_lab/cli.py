@@ -125,12 +125,11 @@ def prepare(session: Session, cfg: DictConfig) -> None:
     if not cfg.all:
         print(prepared_row(cfg))
         return
-    given = [word for word in HydraConfig.get().overrides.task if word.lstrip("+").partition("=")[0] != "all"]
+    given = [word for word in HydraConfig.get().overrides.task if key_of(word) != "all"]
     if own := [word for word in given if word.startswith("dataset")]:
         raise ValueError(f"dataset=all prepares every dataset as it is configured, got {own[0]}; give one dataset")
-    folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / "dataset"
     rows = []
-    for name in sorted(path.stem for path in folder.glob("*.yaml")):
+    for name in sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml")):
         try:
             rows.append((name, prepared_row(compose("prepare", [*given, f"dataset={name}"]), is_one_of_all=True)))
         except Exception as err:
@@ -386,10 +385,15 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
     return words
 
 
+def config_folder() -> Path:
+    """Return where the options of all groups lie, in a checkout and in an installed package alike."""
+    return Path(str(files(CONFIGS.removeprefix("pkg://"))))
+
+
 def has_base(argv: Sequence[str]) -> bool:
     """Tell whether the chosen strategy stands over another one, whose attack it uses."""
     names = [word.partition("=")[2] for word in argv if word.startswith("strategy=")]
-    path = Path(str(files(CONFIGS.removeprefix("pkg://")))) / "strategy" / f"{names[-1] if names else 'at'}.yaml"
+    path = config_folder() / "strategy" / f"{names[-1] if names else 'at'}.yaml"
     defaults = OmegaConf.select(OmegaConf.load(path), "defaults", default=[]) if path.is_file() else []
     return any("/strategy@base" in entry for entry in defaults if not isinstance(entry, str))
 
@@ -445,7 +449,7 @@ def one_line(err: BaseException) -> str:
     """Return an error's cause and cure in one line, out of the wrappings that Hydra puts around it."""
     if isinstance(err, MissingConfigException) and err.missing_cfg_file:
         group, _, name = err.missing_cfg_file.partition("/")
-        folder = Path(str(files(CONFIGS.removeprefix("pkg://")))) / group  # options of nested groups too
+        folder = config_folder() / group  # options of nested groups too
         known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
         if known := known or list(err.options or []):  # Hydra tells none where the group takes a list
             return unknown(group, name, known)

@@ -50,7 +50,7 @@ class Probed(FeatureDefense):
         return 2 * loss(adv_aux["logits"], y, None if clean_aux is None else clean_aux["logits"])
 
 
-def network(defense=FSR, **points):
+def network(defense=FSR):
     return attach(TinyCNN(num_classes=4, batch_norm=True), {"block2": defense}, (3, 8, 8), 4).train()
 
 
