@@ -1,9 +1,9 @@
 """Ratios of what fsr-lab does to what it replaces, measured side by side in one process.
 
-Works that share a baseline are timed in turn, round after round, after a warm-up; what is quoted is the median of each
-round's ratio, with the smallest and the largest beside it, since a machine's speed drifts. Nothing fails on a slow one.
+Each work is timed right after its baseline, round after round, after a warm-up; what is quoted is the median of the
+pairs' ratios, with the smallest and the largest beside it, since a machine's speed drifts. Nothing fails on a slow one.
 
-    python experiments/speed/bench.py [--rounds 3] [--only NAME ...]
+    python experiments/speed/bench.py [--rounds 5] [--only NAME ...]
 """
 
 import argparse
@@ -212,22 +212,19 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def measure(group: Group, count: int) -> Iterator[Result]:
-    """Time baseline and works in turn, `count` rounds after a warm-up, and take the medians of each round's ratios."""
-    runs = [group.baseline, *(work.run for work in group.works)]
-    for run in runs:
+    """Time each work right after the baseline, `count` rounds after a warm-up: medians of the pairs' ratios."""
+    for run in (group.baseline, *(work.run for work in group.works)):
         seconds_of(run)
-    rounds = [[seconds_of(run) for run in runs] for _ in range(count)]
-    baselines = [times[0] for times in rounds]
-    for place, work in enumerate(group.works, start=1):
-        times = [row[place] for row in rounds]
-        ratios = [t / b if work.is_cost else b / t for t, b in zip(times, baselines, strict=True)]
-        ours, other = (1000 * statistics.median(column) for column in (times, baselines))
-        yield Result(work.name, work.target, statistics.median(ratios), min(ratios), max(ratios), count, ours, other)
+    rounds = [[(seconds_of(group.baseline), seconds_of(work.run)) for work in group.works] for _ in range(count)]
+    for work, pairs in zip(group.works, zip(*rounds, strict=True), strict=True):
+        ratios = [ours / base if work.is_cost else base / ours for base, ours in pairs]
+        base, ours = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
+        yield Result(work.name, work.target, statistics.median(ratios), min(ratios), max(ratios), count, ours, base)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names")
     options = parser.parse_args()
@@ -276,9 +273,9 @@ def page(results: list[Result], content: dict[str, object], about: Provenance) -
     return f"""# Speed, as ratios
 
 ResNet-18 of width 64, batch {content["batch"]}, 32x32 images, unless a row says otherwise. Each row is a
-piece of work and a baseline, timed in turn in one process, {results[0].rounds} rounds after a warm-up: the median of
-the rounds' ratios, the smallest and the largest. Training steps are whole optimiser steps, crafting included, against
-one of AT without a defence; curricula (CAT, FAT) stand at their last epoch; SEAT, EMA and SWA train
+piece of work and a baseline, timed one after the other in one process, {results[0].rounds} times after a
+warm-up: the median of the pairs' ratios, the smallest and the largest. Training steps are whole optimiser steps,
+crafting included, against one of AT without a defence; curricula (CAT, FAT) stand at their last epoch; SEAT, EMA and SWA train
 as AT does, and their averages, which the Trainer's callbacks keep, are not in these steps. Made by `make bench`.
 
 | comparison | ratio | range | target | ours, ms | other, ms |
