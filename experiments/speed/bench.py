@@ -275,8 +275,9 @@ def page(results: list[Result], content: dict[str, object], about: Provenance) -
 ResNet-18 of width 64, batch {content["batch"]}, 32x32 images, unless a row says otherwise. Each row is a
 piece of work and a baseline, timed one after the other in one process, {results[0].rounds} times after a
 warm-up: the median of the pairs' ratios, the smallest and the largest. Training steps are whole optimiser steps,
-crafting included, against one of AT without a defence; curricula (CAT, FAT) stand at their last epoch; SEAT, EMA and SWA train
-as AT does, and their averages, which the Trainer's callbacks keep, are not in these steps. Made by `make bench`.
+crafting included, against one of AT without a defence; curricula (CAT, FAT) stand at their last epoch; SEAT, EMA
+and SWA train as AT does, and their averages, which the Trainer's callbacks keep, are not in these steps. Made by
+`make bench`.
 
 | comparison | ratio | range | target | ours, ms | other, ms |
 |---|--:|--:|---|--:|--:|
