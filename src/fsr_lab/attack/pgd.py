@@ -63,6 +63,11 @@ class PGD:
         """Whether it reaches the worst point of a linear model; losses that compare with clean logits have two."""
         return not self.objective.loss.needs_clean
 
+    @property
+    def is_random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self.random_start or self.jitter > 0 or self.noise
+
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
 

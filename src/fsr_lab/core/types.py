@@ -115,7 +115,11 @@ class Objective(Protocol):
 
 
 class Attack(Protocol):
-    """A value that is called: finds x_adv (N, C, H, W), detached and inside the threat set."""
+    """A value that is called: finds x_adv (N, C, H, W), detached and inside the threat set.
+
+    An attack of ours also tells `is_random`, whether it draws random numbers, and `exact_on_linear`, whether it
+    reaches the worst point of a linear model of two classes; one that searches by queries has a budget `queries`.
+    """
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor: ...
 
