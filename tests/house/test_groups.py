@@ -21,7 +21,7 @@ HOUSE = {"model", "defense", "strategy", "modifier", "attack", "dataset", "evalu
 CORE = {"threat", "crafting"}
 """The groups without a package of their own: what they build lives in core."""
 OUTSIDE = {"optim", "trainer", "logger"}
-TARGETLESS = {"experiment", "paths", "hydra", "launcher", "hparams_search"}
+TARGETLESS = {"compile", "experiment", "precision", "paths", "hydra", "launcher", "hparams_search"}
 
 READ_BY_CONFIGS = {
     "model": {"tap", "stages", "last_blocks", "activations", "convs", "layout", "normalize", "functional"},
@@ -49,7 +49,9 @@ def composed(name):
         if entry == "_self_":
             continue
         if isinstance(entry, str):
-            merged |= composed(f"{Path(name).parent.as_posix()}/{entry}.yaml")
+            option, _, package = entry.partition("@")
+            under = composed(f"{Path(name).parent.as_posix()}/{option}.yaml")
+            merged |= {package: under} if package else under
         else:
             ((key, _),) = entry.items()
             if "@" in key and not key.partition("@")[2].startswith("_global_"):

@@ -132,7 +132,7 @@ def test_the_noise_is_logistic_and_finite(monkeypatch):
     assert stats.kstest(noise.numpy(), "logistic").pvalue > 0.01
     for dtype in (torch.float32, torch.float64):
         score = torch.zeros(4, dtype=dtype)
-        monkeypatch.setattr(torch, "rand_like", lambda like: torch.tensor([0.0, 1e-30, 1 - 1e-8, 1.0]).to(like))
+        monkeypatch.setattr(torch, "rand_like", lambda like, **_: torch.tensor([0.0, 1e-30, 1 - 1e-8, 1.0]).to(like))
         assert logistic_noise(score).isfinite().all()
         assert logistic_noise(score).dtype == dtype
 

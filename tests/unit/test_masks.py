@@ -87,7 +87,7 @@ def test_noise_is_added_to_the_score(mask, wanted):
 def test_the_literal_form_draws_for_robust_first_and_then_for_the_rest(monkeypatch):
     u = torch.rand(2, len(SCORES))
     draws = iter(u)
-    monkeypatch.setattr(torch, "rand_like", lambda like: next(draws).to(like))
+    monkeypatch.setattr(torch, "rand_like", lambda like, **_: next(draws).to(like))
     noise = drawn("gumbel_literal", SCORES)
     assert noise.shape == (2, *SCORES.shape)
     found = mask_of("gumbel_literal", SCORES, noise)
@@ -98,7 +98,7 @@ def test_the_literal_form_draws_for_robust_first_and_then_for_the_rest(monkeypat
 
 def test_golden_training_mask_in_the_literal_form(monkeypatch):
     draws = iter((0.2, 0.7))
-    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, next(draws)))
+    monkeypatch.setattr(torch, "rand_like", lambda like, **_: torch.full_like(like, next(draws)))
     score = torch.tensor([0.3], dtype=torch.float64)
     noise = drawn("gumbel_literal", score)
     assert noise.flatten().tolist() == pytest.approx([-0.4759, 1.0309], abs=6e-5)
@@ -110,7 +110,7 @@ def test_the_literal_form_stays_near_the_logit_form_and_within_its_floor(monkeyp
     assert (literal(r, TAU) - torch.sigmoid(r / TAU)).abs().max() < 1e-5
     # at a temperature of 10 the floor shows: the logit ends at about 18.4 / 10
     assert literal(torch.tensor([1e4]), 10.0).logit().item() == pytest.approx(1.842, abs=1e-3)
-    monkeypatch.setattr(torch, "rand_like", lambda like: torch.tensor([0.0, 1 - 2**-24]).to(like))
+    monkeypatch.setattr(torch, "rand_like", lambda like, **_: torch.tensor([0.0, 1 - 2**-24]).to(like))
     low, high = drawn("gumbel_literal", torch.zeros(2))[0].tolist()
     assert low == pytest.approx(-2.9135, abs=1e-3)
     assert 16 < high < 18.43

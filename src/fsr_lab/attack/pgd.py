@@ -96,7 +96,7 @@ class PGD:
                 x_adv = x_adv.detach()
                 moved = self.threat.step(x_adv, gradient, self.relative_step * self.threat.eps)
                 if self.jitter:
-                    moved = moved + self.jitter * torch.randn_like(moved)
+                    moved = moved + self.jitter * _normal(moved)
                 if friends is not None:
                     moved = torch.where(friends.stay(seen.logits)[:, None, None, None], x_adv, moved)
                 x_adv = self.threat.project(moved, x)
@@ -109,7 +109,12 @@ class PGD:
             return x
         if self.start_std is None:
             return self.threat.random_start(x)
-        return x + self.start_std * torch.randn_like(x)
+        return x + self.start_std * _normal(x)
+
+
+def _normal(like: Tensor) -> Tensor:
+    """Draw from N(0, 1) in an image's shape, in one order whatever its strides."""
+    return torch.randn_like(like, memory_format=torch.contiguous_format)
 
 
 class _Friends:

@@ -27,7 +27,7 @@ def drawn(mask: str, like: Tensor) -> Tensor:
     Two Gumbel draws, stacked in front, for the literal form of Eq. 2; one logistic draw for the others.
     """
     if mask == "gumbel_literal":
-        return torch.stack([_gumbel(torch.rand_like(like)) for _ in range(2)])
+        return torch.stack([_gumbel(uniform(like)) for _ in range(2)])
     return logistic_noise(like)
 
 
@@ -98,12 +98,20 @@ def mean_over_noise(score: Tensor, tau: float, *, samples: int) -> Tensor:
     return torch.stack([tempered(score + math.log(level / (1 - level)), tau) for level in levels]).mean(0)
 
 
+def uniform(like: Tensor) -> Tensor:
+    """Draw from [0, 1) in a tensor's shape and type, in one order whatever its strides.
+
+    Otherwise channels-last weights would change the draws.
+    """
+    return torch.rand_like(like, memory_format=torch.contiguous_format)
+
+
 def logistic_noise(like: Tensor) -> Tensor:
     """Draw Logistic(0, 1), the difference of two Gumbel draws, in a tensor's shape and type.
 
     The uniform draw keeps one rounding step away from 0 and 1, where the logit is infinite.
     """
-    return torch.rand_like(like).logit(eps=torch.finfo(like.dtype).eps)
+    return uniform(like).logit(eps=torch.finfo(like.dtype).eps)
 
 
 def _gumbel(uniform: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fsr_lab.defense.masks import pooled
+from fsr_lab.defense.masks import pooled, uniform
 
 UnlearntMask = Literal["random", "fixed_random", "magnitude", "inverse_magnitude", "attribution", "ones", "zeros"]
 
@@ -49,7 +49,7 @@ def unlearnt_mask(
 
 def coin_flips(like: Tensor) -> Tensor:
     """Draw Bernoulli(1/2), in a tensor's shape and type."""
-    return (torch.rand_like(like) < 0.5).to(like)
+    return (uniform(like) < 0.5).to(like)
 
 
 def fixed_half(channels: int) -> Tensor:

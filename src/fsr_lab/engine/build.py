@@ -62,9 +62,12 @@ def measure_cost(cfg: DictConfig) -> Cost:
 
 
 def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
-    """Build the LightningModule that trains a model."""
+    """Build the LightningModule that trains a model, which is laid out and compiled in place as the config says."""
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)
+    compile_model(cfg, model)
     return RobustClassifier(
-        model=model.to(memory_format=torch.channels_last) if cfg.channels_last else model,
+        model=model,
         strategy=build_strategy(cfg),
         val_attack=instantiate(cfg.val_attack, _convert_="all"),
         optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
@@ -75,6 +78,13 @@ def build_module(cfg: DictConfig, model: DefendedModel) -> RobustClassifier:
         seed=cfg.seed,
         decay_all=cfg.optim.decay_all,
     )
+
+
+def compile_model(cfg: DictConfig, model: DefendedModel) -> None:
+    """Compile a model in place as `cfg.compile` says, if it does."""
+    if cfg.compile.backend is not None:
+        torch.compiler.reset()  # graphs of a network before it in this process count towards Dynamo's limit
+        model.compile(**cast(dict[str, Any], OmegaConf.to_container(cfg.compile, resolve=True)))
 
 
 def build_strategy(cfg: DictConfig) -> Strategy:

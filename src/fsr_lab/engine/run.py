@@ -31,7 +31,7 @@ from fsr_lab.model.defended import DefendedModel
 
 CONFIG, STATUS, SAMPLES = "config.yaml", "status.json", "samples.npz"
 UNCOMPARED = (
-    "callback", "chunk", "claim", "dataset.folder", "dataset.source", "evaluation", "label", "logger",
+    "callback", "chunk", "claim", "compile", "dataset.folder", "dataset.source", "evaluation", "label", "logger",
     "model.functional", "paths", "resume", "test_checkpoints", "test_samples", "trainer",
 )  # fmt: skip
 """Parts of a config that may change when a run is continued."""

@@ -1,9 +1,10 @@
 """A backbone with feature defences at named points, which still maps images to logits and nothing else."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fsr_lab.core.defense import FeatureDefense
@@ -83,6 +84,15 @@ class DefendedModel(nn.Module):
             tap = Tap(point, defense, layout)
             tap.put_on(find_module(backbone, point))
             self.taps[point.replace(".", "/")] = tap  # a module's name cannot hold a dot
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place what crafting and training run, at any of their doors; arguments as for `torch.compile`.
+
+        Where no gradient is wanted the network stays eager: a compiler's mistake cannot judge a robustness number.
+        State-dict keys stay; a copy and a pickle are eager again.
+        """
+        self._compiled = torch.compile(self._run, *args, **kwargs)
 
     @property
     def defenses(self) -> dict[str, FeatureDefense]:
@@ -101,7 +111,7 @@ class DefendedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K)."""
-        return self._run(x)
+        return self._logits(x)
 
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
         """Return logits and every defence's auxiliary tensors.
@@ -111,7 +121,7 @@ class DefendedModel(nn.Module):
             targets: (N,) labels, which label-conditioned defences use in training mode.
         """
         with tape.recording(tape.Tape(targets=targets)) as filed:
-            logits = self._run(x)
+            logits = self._logits(x)
         return Forward(logits, filed.aux)
 
     def routed(self, route: Mapping[str, Route]) -> "Routed":
@@ -152,6 +162,14 @@ class DefendedModel(nn.Module):
                 total = term if total is None else total + term
         return total
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"_compiled": None}
+
+    def _logits(self, x: Tensor) -> Tensor:
+        run = self._run if self._compiled is None or not torch.is_grad_enabled() else self._compiled
+        return run(x)
+
     def _run(self, x: Tensor) -> Tensor:
         # Dynamo takes no notice of hooks when it asks whether a compiled graph fits; it does of what is read here.
         # Without it, a defended network ran the graph of an undefended one that was compiled before it
@@ -178,12 +196,12 @@ class Routed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K) along the route."""
         with tape.recording(tape.Tape(route=self.route, want_aux=False)):
-            return self.model._run(x)
+            return self.model._logits(x)
 
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
         """As `DefendedModel.forward_with_aux`, along the route."""
         with tape.recording(tape.Tape(targets=targets, route=self.route)) as filed:
-            logits = self.model._run(x)
+            logits = self.model._logits(x)
         return Forward(logits, filed.aux)
 
 
