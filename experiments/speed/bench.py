@@ -1,78 +1,42 @@
-"""Ratios of what fsr-lab does to what it replaces, measured side by side in one process.
+"""The speed page: what fsr-lab does beside what it replaces, measured side by side in one process.
 
-Each work is timed right after its baseline, round after round, after a warm-up; what is quoted is the median of the
-pairs' ratios, with the smallest and the largest beside it, since a machine's speed drifts. Nothing fails on a slow one.
+Each piece of work is timed right after its baseline, round after round, after a warm-up; what is quoted is the median
+of the pairs' ratios, with the smallest and the largest beside it, since a machine's speed drifts. Nothing fails on a
+slow one.
 
-    python experiments/speed/bench.py [--rounds 5] [--only NAME ...]
+    python experiments/speed/bench.py [--rounds 5] [--networks resnet18 ...] [--only NAME ...]
 """
 
 import argparse
 import gc
 import json
 import logging
-import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from hydra import compose, initialize_config_module
 from lightning import Trainer
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+import textbook
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.provenance import Provenance
-from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Progress
 from fsr_lab.engine.build import bare_step, build_model, build_module
+from page import draw_growth, page
+from throughput import BATCHES, LATE, config, growth, loader_share, memory, throughput
+from timing import Group, Result, Work, measure
 
 HERE = Path(__file__).parent
 NETWORK_SECONDS = 0.1
 """What a network takes in a step at which Lightning's share is quoted."""
-THREAT = Threat(norm="linf", eps=8 / 255)
 FAST = Policy(channels_last=True, fold=True)
-TARGETS = {"trades": "at most 1.22", "mart": "at most 1.17"}
 BF16 = Policy(dtype="bfloat16", channels_last=True, fold=True)
-
-
-class Work(NamedTuple):
-    """One piece of work, timed beside a baseline; the ratio is baseline / work (a speed-up) or its inverse (a cost)."""
-
-    name: str
-    target: str
-    run: Callable[[], object]
-    is_cost: bool
-
-
-class Group(NamedTuple):
-    """Works that share a baseline; all are timed in turn."""
-
-    baseline: Callable[[], object]
-    works: list[Work]
-
-
-class Result(NamedTuple):
-    name: str
-    target: str
-    ratio: float
-    lowest: float
-    highest: float
-    rounds: int
-    ours_ms: float
-    other_ms: float
-
-
-def config(*overrides: str) -> DictConfig:
-    """Compose a training config outside any run."""
-    with initialize_config_module("fsr_lab.conf", version_base="1.3"):
-        return compose("train", ["dataset=cifar10", "paths.run=unused", "label=bench", *overrides])
+TARGETS = {"trades": "at most 1.22", "mart": "at most 1.17"}
 
 
 def batch(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -80,21 +44,9 @@ def batch(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.rand(size, 3, 32, 32, device=device), torch.randint(0, 10, (size,), device=device)
 
 
-def textbook_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """PGD as tutorials write it: trainable parameters, loss.backward(), gradients of every weight thrown away."""
-    x_adv = x.clone()
-    for _ in range(steps):
-        x_adv = x_adv.detach().requires_grad_()
-        model.zero_grad()
-        functional.cross_entropy(model(x_adv), y).backward()
-        x_adv = x_adv.detach() + THREAT.eps / 10 * x_adv.grad.sign()
-        x_adv = torch.clamp(torch.clamp(x_adv, x - THREAT.eps, x + THREAT.eps), 0, 1)
-    return x_adv
-
-
 def pgd(steps: int, policy: Policy) -> PGD:
-    """Build the same attack as ours."""
-    return PGD(threat=THREAT, steps=steps, relative_step=0.1, random_start=False, policy=policy)
+    """Build the attack that the textbook's is compared with."""
+    return PGD(threat=textbook.THREAT, steps=steps, relative_step=0.1, random_start=False, policy=policy)
 
 
 def groups(device: torch.device, size: int) -> Iterator[Group]:
@@ -103,7 +55,7 @@ def groups(device: torch.device, size: int) -> Iterator[Group]:
     model = build_model(config("defense=none")).to(device).eval()
     steps = 3
     yield Group(
-        lambda: textbook_pgd(model, x, y, steps),
+        lambda: textbook.pgd(model, x, y, steps, textbook.THREAT.eps / 10, start=False),
         [
             Work(
                 f"PGD step, {label}, against a textbook step", "at least 1.45",
@@ -155,7 +107,7 @@ def training_steps(device: torch.device, x: Tensor, y: Tensor) -> Group:
 def bare_step_on(cfg: DictConfig, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """Build the public bare step, on the bench's device."""
     with torch.device(device):
-        return bare_step(cfg, Progress(epoch=99, max_epochs=100, step=0))
+        return bare_step(cfg, LATE)
 
 
 class Batches(list[tuple[Tensor, Tensor]]):
@@ -200,33 +152,12 @@ def lightning_share(device: torch.device, steps: int = 300) -> Group:
     return Group(timed(bare), [work])
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Time one piece of work, unless it times itself and says so by returning a float."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    told = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return told if isinstance(told, float) else time.perf_counter() - start
-
-
-def measure(group: Group, count: int) -> Iterator[Result]:
-    """Time each work right after the baseline, `count` rounds after a warm-up: medians of the pairs' ratios."""
-    for run in (group.baseline, *(work.run for work in group.works)):
-        seconds_of(run)
-    rounds = [[(seconds_of(group.baseline), seconds_of(work.run)) for work in group.works] for _ in range(count)]
-    for work, pairs in zip(group.works, zip(*rounds, strict=True), strict=True):
-        ratios = [ours / base if work.is_cost else base / ours for base, ours in pairs]
-        base, ours = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
-        yield Result(work.name, work.target, statistics.median(ratios), min(ratios), max(ratios), count, ours, base)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of names")
+    parser.add_argument("--networks", nargs="*", default=list(BATCHES), help="of the throughput table")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of names of ratios: prints those, writes nothing")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -238,14 +169,23 @@ def main() -> None:
             results.append(result)
             print(line(result), flush=True)
         gc.collect()
-    about = Provenance.collect(command="make bench", seed=0, hashes={})
-    cpu = torch.backends.cpu.get_cpu_capability()
-    content = {"results": [result._asdict() for result in results], "batch": options.batch, "cpu": cpu,
-               "bfloat16_instructions": has_bfloat16(), "provenance": about.as_dict()}  # fmt: skip
     if options.only:
         return
+    rows = []
+    for row in throughput(device, min(options.rounds, 3), options.networks):
+        rows.append(row)
+        print(row, flush=True)
+        gc.collect()
+    content = {
+        "results": [result._asdict() for result in results], "throughput": [row._asdict() for row in rows],
+        "memory": memory(device), "growth": growth(device), "loader_ms": loader_share(device, options.batch),
+        "batch": options.batch, "cpu": torch.backends.cpu.get_cpu_capability(), "bfloat16_instructions": has_bfloat16(),
+        "provenance": Provenance.collect(command="make bench", seed=0, hashes={}).as_dict(),
+    }  # fmt: skip
     (HERE / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
-    (HERE / "report.md").write_text(page(results, content, about))
+    content = json.loads((HERE / "bench.json").read_text())
+    draw_growth(content["growth"], HERE / "growth.png")
+    (HERE / "report.md").write_text(page(content))
     print(f"report: {(HERE / 'report.md').relative_to(Path.cwd()) if HERE.is_relative_to(Path.cwd()) else HERE}")
 
 
@@ -264,31 +204,5 @@ def line(result: Result) -> str:
     )
 
 
-def page(results: list[Result], content: dict[str, object], about: Provenance) -> str:
-    rows = "\n".join(
-        f"| {r.name} | {r.ratio:.3f} | {r.lowest:.3f} to {r.highest:.3f} | {r.target} | {r.ours_ms:.0f} | "
-        f"{r.other_ms:.0f} |"
-        for r in results
-    )
-    return f"""# Speed, as ratios
-
-ResNet-18 of width 64, batch {content["batch"]}, 32x32 images, unless a row says otherwise. Each row is a
-piece of work and a baseline, timed one after the other in one process, {results[0].rounds} times after a
-warm-up: the median of the pairs' ratios, the smallest and the largest. Training steps are whole optimiser steps,
-crafting included, against one of AT without a defence; curricula (CAT, FAT) stand at their last epoch; SEAT, EMA
-and SWA train as AT does, and their averages, which the Trainer's callbacks keep, are not in these steps. Made by
-`make bench`.
-
-| comparison | ratio | range | target | ours, ms | other, ms |
-|---|--:|--:|---|--:|--:|
-{rows}
-
-Machine: {about.host["processor"]}, {about.host["threads"]} threads, {about.host["accelerator"]} accelerator, vector
-instructions {content["cpu"]}, bfloat16 instructions {"present" if content["bfloat16_instructions"] else "absent"}.
-Versions: {", ".join(f"{name} {version}" for name, version in sorted(about.versions.items()))}.
-Revision {about.revision[:10]}{" (modified)" if about.dirty else ""}.
-"""
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -115,6 +115,11 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's Trainer with the configured callbacks and loggers."""
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"expected trainer.max_epochs of at least 1, got {cfg.trainer.max_epochs}")
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise ValueError(
+            f"trainer.accelerator is {cfg.trainer.accelerator}, and torch {torch.__version__} finds none here; train "
+            "with trainer=cpu (or cpu_bf16), or install a torch build for this machine's GPU and driver"
+        )
     # averages first: they must have seen a step before a callback saves it
     callbacks = [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
     callbacks += [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
@@ -150,7 +155,8 @@ def bare_step(
     """Return one complete optimiser step, crafting included, outside any Trainer: what benches time.
 
     The function takes x (N, C, H, W) in [0, 1] and y (N,), updates the model it closes over, and returns the loss.
-    Callbacks, weight averaging among them, are the Trainer's and do not run.
+    Precision and compilation are the config's. Callbacks, weight averaging among them, are the Trainer's and do not
+    run.
 
     Args:
         cfg: composed as for `fsr train`.
@@ -159,9 +165,11 @@ def bare_step(
     module = build_module(cfg, build_model(cfg))
     module.model.train()
     optimizer = module.build_optimizer(module.parameter_groups())
+    is_mixed = cfg.trainer.precision == "bf16-mixed"
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        loss = total(module.training_output(x, y, progress))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=is_mixed):
+            loss = total(module.training_output(x, y, progress))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
