@@ -162,6 +162,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    parts = {}
+    if not options.only:
+        parts = {"memory": memory(device), "growth": growth(device), "loader_ms": loader_share(device, options.batch)}
+        print(parts, flush=True)
     results = []
     for group in groups(device, options.batch):
         works = [work for work in group.works if not options.only or any(part in work.name for part in options.only)]
@@ -178,8 +182,8 @@ def main() -> None:
         gc.collect()
     content = {
         "results": [result._asdict() for result in results], "throughput": [row._asdict() for row in rows],
-        "memory": memory(device), "growth": growth(device), "loader_ms": loader_share(device, options.batch),
-        "batch": options.batch, "cpu": torch.backends.cpu.get_cpu_capability(), "bfloat16_instructions": has_bfloat16(),
+        **parts, "batch": options.batch, "cpu": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16_instructions": has_bfloat16(),
         "provenance": Provenance.collect(command="make bench", seed=0, hashes={}).as_dict(),
     }  # fmt: skip
     (HERE / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
