@@ -4,7 +4,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -29,12 +29,21 @@ _ARRAYS = ("outcome", "margin", "norm", "ids", "labels", "forwards", "backwards"
 
 
 class Finding(NamedTuple):
-    """One sanity check's verdict: "pass", "warn" or "fail", the number it rests on, and what it means."""
+    """One check's verdict.
+
+    Attributes:
+        check: which check it was.
+        verdict: "pass", "warn" or "fail".
+        value: the number that the verdict rests on.
+        text: what that number is and what it means, in one line.
+        attacks: whose numbers it touches; none named is every number of the record.
+    """
 
     check: str
     verdict: str
     value: float
     text: str
+    attacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,6 +63,8 @@ class EvaluationRecord:
         precision: how the attacks crafted; the judge is always float32.
         chunk: samples per cell, the unit of randomness.
         settings: {attack: all its parameters, as text}.
+        chains: {name: attacks}, each run on the samples only that were right unattacked and withstood the chain's
+            attacks before it: AutoAttack is one. Its accuracy is `worst_case` of "clean" and its attacks.
         findings: verdicts of the sanity checks.
         provenance: where the numbers come from.
         name: what is evaluated, as a table shows it.
@@ -74,6 +85,7 @@ class EvaluationRecord:
     findings: tuple[Finding, ...]
     provenance: Provenance
     name: str = ""
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.attacks or self.attacks[0] != CLEAN:
@@ -81,9 +93,12 @@ class EvaluationRecord:
         attacks, samples = len(self.attacks), len(self.ids)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("outcome", "margin", "norm"), (attacks, samples))
         shapes |= {"labels": (samples,), "forwards": (attacks,), "backwards": (attacks,)}
-        for field, shape in shapes.items():
-            if getattr(self, field).shape != shape:
-                raise ValueError(f"expected {field} of shape {shape}, got {getattr(self, field).shape}")
+        for array, shape in shapes.items():
+            if getattr(self, array).shape != shape:
+                raise ValueError(f"expected {array} of shape {shape}, got {getattr(self, array).shape}")
+        for attack in (attack for chain in self.chains.values() for attack in chain):
+            if attack not in self.attacks:
+                raise ValueError(unknown("attack in this record", attack, self.attacks))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,7 +128,7 @@ class EvaluationRecord:
 
     def save(self, folder: Path, stem: str) -> Path:
         """Write `<stem>.npz` (arrays) and then `<stem>.json` (the rest), each whole or not at all."""
-        arrays = {field: getattr(self, field) for field in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         write_atomically(folder / f"{stem}.npz", lambda stream: np.savez_compressed(stream, **arrays))
         path = folder / f"{stem}.json"
         write_text(path, json.dumps(self._header(), indent=1, sort_keys=True) + "\n")
@@ -129,28 +144,21 @@ class EvaluationRecord:
         try:
             header = json.loads(path.read_text())
             with path.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                arrays = {field: stored[field] for field in _ARRAYS}
+                arrays = {name: stored[name] for name in _ARRAYS}
             return cls(
                 attacks=tuple(header["attacks"]), threat=Threat(**header["threat"]), name=header["name"],
                 precision=header["precision"], chunk=header["chunk"], settings=header["settings"],
                 provenance=Provenance(**header["provenance"]),
-                findings=tuple(Finding(*finding) for finding in header["findings"]), **arrays,
+                findings=tuple(Finding(*about, tuple(attacks)) for *about, attacks in header["findings"]),
+                chains={name: tuple(chain) for name, chain in header.get("chains", {}).items()}, **arrays,
             )  # fmt: skip
-        except (
-            OSError,
-            KeyError,
-            TypeError,
-            ValueError,
-            EOFError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as err:
+        except DAMAGES as err:
             raise ValueError(f"{path} is not a whole evaluation record ({err}); evaluate again") from err
 
     def _header(self) -> dict[str, Any]:
         return {
-            "attacks": self.attacks, "chunk": self.chunk, "findings": self.findings, "name": self.name,
-            "precision": self.precision, "provenance": self.provenance.as_dict(), "samples": len(self),
-            "settings": dict(self.settings), "threat": {"eps": self.threat.eps, "norm": self.threat.norm},
+            "attacks": self.attacks, "chains": dict(self.chains), "chunk": self.chunk, "findings": self.findings,
+            "name": self.name, "precision": self.precision, "provenance": self.provenance.as_dict(),
+            "samples": len(self), "settings": dict(self.settings),
+            "threat": {"eps": self.threat.eps, "norm": self.threat.norm},
         }  # fmt: skip
