@@ -23,7 +23,8 @@ Whole optimiser steps, loading included. *Textbook* is adversarial training as p
 (`textbook.py`): float32, NCHW, weight gradients while crafting, auxiliary heads in every forward, a DataLoader with
 per-image transforms. *torchattacks* is the same loop with that package's PGD (its TPGD for TRADES). Ours are
 `precision=32-true` and `precision=bf16-mixed`; the ratio is to the textbook, in brackets the smallest and largest of
-the rounds; the share is of the machine's measured matrix rate in that number format.
+the rounds; the share is of the rate that this machine was measured to reach in a product of two 2048x2048 matrices in
+that number format, which convolutions here may exceed.
 
 {
         _line(
@@ -84,7 +85,8 @@ the Trainer's callbacks keep, are not in these steps.
 instructions {content["cpu"]}, bfloat16 instructions {"present" if content["bfloat16_instructions"] else "absent"}.
 Versions: {", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))}.
 Revision {about["revision"][:10]}{" (modified)" if about["dirty"] else ""}.
-Whether bfloat16 crafting finds what float32 crafting finds: [precision.md](precision.md).
+Whether bfloat16 crafting finds what float32 crafting finds: [precision.md](precision.md). What evaluations cost:
+[evaluation.md](evaluation.md).
 """
 
 
