@@ -26,8 +26,11 @@ from fsr_lab.report.interval import wilson
 from throughput import config
 
 HERE = Path(__file__).parent
-NETWORKS = {"AT": ("none", "at.pt"), "AT+FSR": ("fsr", "at_fsr.pt")}
-"""Defence and file of weights; ResNet-18 of width 16."""
+NETWORKS = {
+    "AT": (("defense=none",), "at.pt"),
+    "AT+FSR": (("defense=fsr", "defense.module.width=16"), "at_fsr.pt"),
+}
+"""Overrides and file of weights; ResNet-18 of width 16."""
 ATTACKS = ("pgd10_train", "pgd10_trades", "pgd20")
 POLICIES = {
     "float32": REFERENCE,
@@ -38,8 +41,8 @@ POLICIES = {
 
 def rows(samples: int, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield a line for every network, attack and policy."""
-    for network, (defense, file) in NETWORKS.items():
-        cfg = config(f"defense={defense}", "model.width=16", f"test_samples={samples}")
+    for network, (words, file) in NETWORKS.items():
+        cfg = config(*words, "model.width=16", f"test_samples={samples}")
         data = opened_data(cfg)
         model = build_model(cfg)
         load_weights(model, folder / file)
