@@ -32,9 +32,14 @@ def trained_model():
     return model
 
 
+MOST = {"queries": 60, "population": 10, "directions": 5}
+
+
 def brief(attack):
     """The same attack on a small budget, if it is one that searches by queries."""
-    return replace(attack, queries=min(attack.queries, 60)) if hasattr(attack, "queries") else attack
+    return replace(
+        attack, **{name: min(getattr(attack, name), most) for name, most in MOST.items() if hasattr(attack, name)}
+    )
 
 
 def same(left, right):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr_lab.core.folding import foldable_pairs, folded
+from fsr_lab.core.losses import margin
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Classifier
 
@@ -84,6 +85,15 @@ def judging(model: Classifier) -> Iterator[Classifier]:
     """Yield the deployed model: eval mode, its own precision, no gradients, everything put back on exit."""
     with crafting(model) as deployed, torch.no_grad():
         yield deployed
+
+
+def deployed_margins(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    """Return the deployed model's margins on images, (N,): what decides who is fooled, whatever crafting computes in.
+
+    Not inside `crafting`, whose policy would still lie over the weights.
+    """
+    with judging(model) as deployed:
+        return margin(deployed(x), y)
 
 
 @contextmanager
