@@ -166,9 +166,9 @@ def test_dlr_does_not_change_with_scale_and_shift(scale):
 
 
 def test_too_few_classes_are_refused():
-    with pytest.raises(ValueError, match="at least 3 classes for dlr, got 2; use the margin"):
+    with pytest.raises(ValueError, match="at least 3 classes for dlr, got 2; take the loss Margin"):
         losses.dlr(torch.zeros(1, 2), torch.tensor([0]))
-    with pytest.raises(ValueError, match="at least 4 classes for targeted dlr, got 3"):
+    with pytest.raises(ValueError, match="at least 4 classes for targeted dlr, got 3; take the loss TargetedMargin"):
         losses.targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
 
 

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from fsr_lab.core import losses
-from fsr_lab.core.objective import DLR, CrossEntropy, JointWithAux, KLFromClean, Margin, OnLogits
+from fsr_lab.core.objective import (
+    DLR,
+    CrossEntropy,
+    JointWithAux,
+    KLFromClean,
+    Margin,
+    OnLogits,
+    TargetedDLR,
+    TargetedMargin,
+)
 from fsr_lab.core.types import Forward
 
 Z = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.0]])
@@ -47,7 +56,16 @@ def test_golden_values_of_the_sample_losses():
     assert Margin(kappa=50.0)(Z, Y).item() == pytest.approx(-49.0)
     assert Margin()(Z, Y).item() == 0
     assert DLR()(Z, Y).item() == pytest.approx(0.666667, abs=6e-7)
+    assert TargetedDLR()(Z, Y, torch.tensor([2])).item() == pytest.approx(-0.285714, abs=6e-7)
+    assert TargetedMargin()(Z, Y, torch.tensor([2])).item() == -0.5
+    assert TargetedMargin()(Z, Y, torch.tensor([0])).item() == 1.0
     assert KLFromClean()(torch.tensor([[1.0, 1.5, 0, 0.5, -0.5]]), Y, Z).item() == pytest.approx(0.290988, abs=6e-7)
+
+
+def test_golden_values_of_the_targeted_losses():
+    target = torch.tensor([2])
+    assert TargetedDLR()(Z, Y, target).item() == pytest.approx(-0.285714, abs=6e-7)
+    assert TargetedMargin()(Z, Y, target).item() == pytest.approx(-0.5)
 
 
 def test_the_margin_leaves_samples_beyond_its_confidence_alone():

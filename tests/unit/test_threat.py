@@ -125,6 +125,14 @@ def test_steps_are_steepest_and_a_zero_gradient_moves_nothing():
     assert l2.flatten().tolist() == pytest.approx([0.53, 0.46, 0.5, 0.5])
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_sample_may_have_its_own_step(norm):
+    threat, x, gradient = Threat(norm=norm, eps=0.1), torch.rand(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
+    moved = threat.step(x, gradient, torch.tensor([0.05, 0.02]).reshape(2, 1, 1, 1))
+    for index, size in enumerate((0.05, 0.02)):
+        torch.testing.assert_close(moved[[index]], threat.step(x[[index]], gradient[[index]], size))
+
+
 def test_a_tiny_l2_gradient_still_gives_a_whole_step():
     x = torch.full((1, 1, 1, 2), 0.5)
     moved = Threat(norm="l2", eps=0.1).step(x, torch.tensor([[[[3e-8, -4e-8]]]]), 0.05)

@@ -45,8 +45,14 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than three classes.
     """
-    ranked = _ranked(logits, 3, "dlr")
+    ranked = _ranked(logits, 3, "dlr", cure="the loss Margin")
     return -margin(logits, y) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Return z_y - z_t for the classes `target`, (N,) int64: negative where the target outranks the true class."""
+    logits = full_precision(logits)
+    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -55,10 +61,8 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than four classes.
     """
-    ranked = _ranked(logits, 4, "targeted dlr")
-    logits = full_precision(logits)
-    gap = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
-    return -gap / (ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2 + 1e-12)
+    ranked = _ranked(logits, 4, "targeted dlr", cure="the loss TargetedMargin")
+    return -targeted_margin(logits, y, target) / (ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2 + 1e-12)
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ def _without(values: Tensor, y: Tensor) -> Tensor:
     return values.masked_fill(functional.one_hot(y, values.shape[1]).bool(), -torch.inf)
 
 
-def _ranked(logits: Tensor, count: int, name: str) -> Tensor:
+def _ranked(logits: Tensor, count: int, name: str, *, cure: str) -> Tensor:
     if logits.shape[1] < count:
-        raise ValueError(f"expected at least {count} classes for {name}, got {logits.shape[1]}; use the margin")
+        raise ValueError(f"expected at least {count} classes for {name}, got {logits.shape[1]}; take {cure}")
     return full_precision(logits).topk(count, dim=1).values

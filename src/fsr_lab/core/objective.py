@@ -45,6 +45,22 @@ class DLR:
 
 
 @dataclass(frozen=True)
+class TargetedDLR:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2): APGD-T's loss (as DLR, Eq. 7); needs four classes."""
+
+    def __call__(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        return losses.targeted_dlr(logits, y, target)
+
+
+@dataclass(frozen=True)
+class TargetedMargin:
+    """-(z_y - z_t): the multi-targeted loss (Gowal et al., 2019, arXiv:1910.09338); needs two classes only."""
+
+    def __call__(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        return -losses.targeted_margin(logits, y, target)
+
+
+@dataclass(frozen=True)
 class KLFromClean:
     """KL(p(x) || p(x')): TRADES' crafting objective (Zhang et al., 2019, arXiv:1901.08573)."""
 

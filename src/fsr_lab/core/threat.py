@@ -61,8 +61,11 @@ class Threat:
         radius = self.eps * radius ** (1 / x[0].numel())
         return (x + radius * direction / _l2(direction)).clamp(0, 1)
 
-    def step(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """Move `x` by `size` in the norm's steepest direction: the sign for linf, the unit vector for l2."""
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Move `x` by `size` in the norm's steepest direction: the sign for linf, the unit vector for l2.
+
+        A tensor of sizes broadcasts to `x`.
+        """
         if self.norm == "linf":
             return x + size * gradient.sign()
         return x + size * gradient / _l2(gradient).clamp_min(1e-12)

@@ -88,6 +88,7 @@ Criterion = Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]]
 """(adversarial logits, clean logits or None, y) -> named weighted scalars."""
 
 
+@runtime_checkable
 class SampleLoss(Protocol):
     """What crafting raises, as a pure function of logits; `needs_clean` asks for the clean images' logits."""
 
@@ -96,6 +97,14 @@ class SampleLoss(Protocol):
 
     def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
         """Return (N,)."""
+        ...
+
+
+class TargetedLoss(Protocol):
+    """What a targeted attack raises to turn a sample into its target class; a pure function of logits."""
+
+    def __call__(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """Return (N,) for the classes `target`, (N,) int64, aimed at."""
         ...
 
 
