@@ -420,6 +420,17 @@ def test_a_sample_that_bfloat16_alone_gets_wrong_is_not_lost(early_exit):
     assert wrong(model, attack(model, x, y), y).all()
 
 
+def test_a_sample_that_bfloat16_alone_gets_wrong_stays_to_the_end():
+    x, y = torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    attack = APGD(
+        threat=Threat(norm="linf", eps=0.02), loss=TargetedMargin(), targets=1, steps=40, early_exit=True,
+        policy=Policy(dtype="bfloat16"),
+    )  # fmt: skip
+    spy = Recorder(Deceived())
+    attack(spy, x, y)
+    assert spy.gradients == 40
+
+
 @pytest.mark.parametrize("options", [{}, {"loss": TargetedDLR(), "targets": 9}], ids=str)
 def test_bfloat16_fools_as_many(options, trained):
     model, x, y = copy.deepcopy(trained[0]).float(), trained[1].float(), trained[2]
