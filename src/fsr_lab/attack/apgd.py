@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -28,10 +29,10 @@ class APGD:
     first step is 2 eps, 0.75 of each move is new, a random start is noise scaled to the size eps. An image that the
     deployed model gets wrong is returned as it is; of a fooled sample, the last misclassified iterate is.
 
-    Differs from the released code, never in who is fooled: of a sample not fooled the point with the highest loss is
-    returned (of several runs, the judged point with the smallest margin), not the clean image. Starts are drawn for
-    the whole batch, so that who is left changes no draw. Where crafting is not computed exactly as the deployed
-    model, the deployed model says who is fooled.
+    From the same starts it fools whom the released code fools. Differs: of a sample not fooled the point with the
+    highest loss is returned (of several runs, the judged point with the smallest margin), not the clean image. Starts
+    are drawn for the whole batch, so that who is left changes no draw. Where crafting is not computed exactly as the
+    deployed model, the deployed model says who is fooled.
 
     Attributes:
         threat: the set searched.
@@ -65,6 +66,7 @@ class APGD:
     policy: Policy = REFERENCE
 
     exact_on_linear: ClassVar[bool] = False
+    """Not declared: what the model gets wrong already is left where it is, not taken to the worst point."""
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("restarts", 1), ("targets", 0), ("eot", 1)):
@@ -128,11 +130,12 @@ class APGD:
     def _start(self, x: Tensor) -> Tensor:
         if not self.random_start:
             return x
+        # contiguous: drawn in one order, whatever the strides of the images
         if self.threat.norm == "linf":
-            noise = 2 * torch.rand_like(x) - 1
+            noise = 2 * torch.rand_like(x, memory_format=torch.contiguous_format) - 1
             length = noise.flatten(1).abs().amax(1)
         else:
-            noise = torch.randn_like(x)
+            noise = torch.randn_like(x, memory_format=torch.contiguous_format)
             length = noise.flatten(1).norm(dim=1)
         return (x + self.threat.eps * (noise / wide(length + 1e-12, x))).clamp(0, 1)
 
@@ -140,13 +143,13 @@ class APGD:
         """Return each sample's point of one run: the last misclassified one, or the one with the highest loss."""
         found, rows = start, torch.arange(len(x), device=x.device)
         reviews = checkpoints(self.steps)
+        exits = range(EXIT_EVERY, self.steps, EXIT_EVERY) if self.early_exit else ()
         with self._crafting(model, x) as attacked:
             look = self._look(attacked, start, y, target)
             climb = Climb.start(x, y, target, start, look, size=2 * self.threat.eps)
-        first = 1
-        for last in (*(range(EXIT_EVERY, self.steps, EXIT_EVERY) if self.early_exit else ()), self.steps):
+        for before, last in pairwise((0, *exits, self.steps)):
             with self._crafting(model, climb.x) as attacked:
-                for step in range(first, last + 1):
+                for step in range(before + 1, last + 1):
                     climb.move(self.threat, share=1 if step == 1 else 0.75)
                     look = self._look(attacked, climb.x_adv, climb.y, climb.target, is_last=step == self.steps)
                     climb.see(look)
@@ -154,13 +157,11 @@ class APGD:
                         climb.review(reviews[step], self.rho)
             fooled = self._confirmed(model, climb)
             found = found.index_copy(0, rows, torch.where(wide(fooled, x), climb.x_fooled, climb.x_best))
-            first = last + 1
-            if last < self.steps:
-                stays = (~fooled).nonzero().squeeze(1)
-                if not len(stays):
-                    break
-                rows = rows[stays]
-                climb.keep(stays)
+            stays = (~fooled).nonzero().squeeze(1)
+            if not len(stays):
+                break
+            rows = rows[stays]
+            climb.keep(stays)
         return found
 
     def _crafting(self, model: Classifier, x: Tensor) -> AbstractContextManager[Classifier]:

@@ -12,7 +12,7 @@ def checkpoints(steps: int) -> Mapping[int, int]:
 
     The first window is 22% of the steps; each is 3% shorter than the one before, down to 6%, all rounded down and at
     least 1: 22, 41, 57, 70, 80, 87, 93, 99 for 100 steps. Source: AutoAttack (Croce and Hein, 2020,
-    arXiv:2003.01690), Section 3.2.
+    arXiv:2003.01690), Step size selection, with the released code's rounding.
     """
     length, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     found: dict[int, int] = {}
@@ -62,7 +62,8 @@ class Pace(NamedTuple):
         """Return the pace after a checkpoint that ends a window; `halved` tells who goes back to the best point.
 
         A step is halved where at most a share `rho` of the window's iterates rose, or where the last checkpoint left
-        it alone and the best loss is what it was then (arXiv:2003.01690, Section 3.2, Conditions 1 and 2).
+        it alone and the best loss is what it was then: the released code's form of the two conditions of
+        arXiv:2003.01690, Step size selection.
         """
         stuck = ~self.halved & (self.best_before >= self.best)
         halved = (self.rises <= rho * window) | stuck
