@@ -260,13 +260,15 @@ def test_a_loss_that_needs_more_classes_names_the_one_to_take(norm, num_classes,
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_a_batch_in_channels_last_order_starts_at_the_same_points(norm, trained):
+def test_a_batch_in_channels_last_order_starts_at_the_same_points(norm, trained, recorder):
     model, x, y = trained
-    found = []
+    starts = []
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
         torch.manual_seed(6)
-        found.append(APGD(threat=THREATS[norm], steps=1)(model, images, y))
-    torch.testing.assert_close(found[1], found[0], atol=1e-9, rtol=0)
+        spy = recorder(model)
+        APGD(threat=THREATS[norm], steps=1)(spy, images, y)
+        starts.append(spy.asked[1])
+    torch.testing.assert_close(starts[1], starts[0], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def compare(ours, theirs, model, y, norm, *, to_the_end):
         ("two classes", "ce"),
         ("three classes", "ce"),
         ("three classes", "dlr"),
-        *product(("untrained", "trained"), ATTACKS),
+        *product(("untrained", "trained"), ("ce", "dlr", "t")),
+        ("trained", "ce twice"),
     ],
     indirect=["network"],
 )
