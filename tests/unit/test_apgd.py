@@ -164,7 +164,7 @@ def test_a_sample_that_bfloat16_alone_gets_wrong_stays_to_the_end(recorder):
 @pytest.mark.parametrize("options", [{}, {"loss": TargetedDLR(), "targets": 9}], ids=str)
 def test_bfloat16_fools_as_many(options, trained):
     model, x, y = copy.deepcopy(trained[0]).float(), trained[1].float(), trained[2]
-    attack = APGD(threat=THREATS["linf"], early_exit=True, **options)
+    attack = APGD(threat=THREATS["linf"], steps=50, early_exit=True, **options)
     fast = replace(attack, policy=Policy(dtype="bfloat16", channels_last=True))
     fooled = [wrong(model, way(model, x, y), y).sum().item() for way in (attack, fast)]
     assert fooled[1] >= fooled[0] - 1
