@@ -32,14 +32,9 @@ def trained_model():
     return model
 
 
-MOST = {"queries": 60, "population": 10, "directions": 5, "eot": 2}
-
-
 def brief(attack):
     """The same attack on a small budget, if it is one that searches by queries."""
-    return replace(
-        attack, **{name: min(getattr(attack, name), most) for name, most in MOST.items() if hasattr(attack, name)}
-    )
+    return replace(attack, queries=min(attack.queries, 60)) if hasattr(attack, "queries") else attack
 
 
 def same(left, right):
@@ -136,15 +131,12 @@ def test_randomness_is_drawn_by_those_that_say_so_alone(attack_name, load_attack
 
 def test_a_seed_repeats_it(attack_name, load_attack, batch):
     attack, model = brief(load_attack(attack_name)), mlp()
-    found, asked = [], []
-    for seed in (3, 3, 4):
+    found = []
+    for seed in (3, 3, *range(4, 12)):  # several: other draws may well end in the same corner
         torch.manual_seed(seed)
-        images = []
-        found.append(attack(lambda x, images=images: (images.append(x.detach().clone()), model(x))[1], *batch))
-        asked.append(torch.cat(images))
+        found.append(attack(model, *batch))
     assert torch.equal(found[0], found[1])
-    # what was asked, not what was found: two starts may end in one corner of the set
-    assert torch.equal(asked[0], asked[2]) != attack.is_random
+    assert all(torch.equal(found[0], other) for other in found) != attack.is_random
 
 
 def test_works_under_inference_mode(attack_name, load_attack, batch):

@@ -1,9 +1,11 @@
-"""FGSM and PGD beside an independent library (torchattacks), on one fixed network."""
+"""FGSM, PGD, MI-, DI- and TI-FGSM beside an independent library (torchattacks), on one fixed network."""
 
 import pytest
 import torch
 
+from fsr_lab.attack.input_diversity import InputDiversity
 from fsr_lab.attack.pgd import PGD
+from fsr_lab.attack.translation import Translation
 from fsr_lab.core.threat import Threat
 
 torchattacks = pytest.importorskip("torchattacks", exc_type=ModuleNotFoundError)
@@ -35,5 +37,30 @@ def test_pgd_agrees(steps, relative_step, random_start, network, batch):
     wanted = theirs(*batch)
     torch.manual_seed(7)
     found = ours(steps=steps, relative_step=relative_step, random_start=random_start)(network, *batch)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    assert (found - batch[0]).abs().max() > 0.9 * EPS
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.3])
+def test_mifgsm_agrees(decay, network, batch):
+    wanted = torchattacks.MIFGSM(network, eps=EPS, alpha=EPS / 4, steps=10, decay=decay)(*batch)
+    found = ours(steps=10, relative_step=0.25, random_start=False, momentum=decay)(network, *batch)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("side", [8, 32])
+def test_di_and_ti_fgsm_agree_on_its_preset(decay, smooth, side, network):
+    batch = torch.rand(4, 3, side, side), torch.arange(4)
+    theirs = torchattacks.TIFGSM if smooth else torchattacks.DIFGSM
+    torch.manual_seed(7)
+    wanted = theirs(network, eps=EPS, alpha=EPS / 4, steps=10, decay=decay)(*batch)
+    torch.manual_seed(7)
+    found = ours(
+        steps=10, relative_step=0.25, random_start=False, momentum=decay,
+        diversity=InputDiversity(rate=0.9, probability=0.5, interpolation="bilinear"),
+        smoothing=Translation(size=15, kernel="gaussian") if smooth else None,
+    )(network, *batch)  # fmt: skip
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     assert (found - batch[0]).abs().max() > 0.9 * EPS

@@ -1,4 +1,4 @@
-"""Projected gradient descent and its relatives; FGSM, BIM, PGD-k and the C&W-loss attack are YAMLs of this file."""
+"""Projected gradient descent and its relatives; FGSM, BIM, PGD-k, C&W-loss, MI-, DI- and TI-FGSM are its YAMLs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsr_lab.attack.input_diversity import InputDiversity
+from fsr_lab.attack.momentum import gathered
+from fsr_lab.attack.translation import Translation
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
 from fsr_lab.core.threat import Threat
@@ -19,7 +22,8 @@ class PGD:
     """Steepest ascent on an objective, projected after each step; returns the last iterate.
 
     Source: Madry et al., 2018 (arXiv:1706.06083); FGSM is its one full step (Goodfellow et al., 2015,
-    arXiv:1412.6572). The order within a step is: move, project on the ball, clip to [0, 1].
+    arXiv:1412.6572). The order within a step is: diversify the image, take the gradient, smooth it, gather it; move,
+    project on the ball, clip to [0, 1].
 
     Attributes:
         threat: the set searched.
@@ -34,6 +38,9 @@ class PGD:
             adversarial training: Zhang et al., 2020, arXiv:2002.11242). None goes on to the end.
         jitter: standard deviation of Gaussian noise added in every step (as there).
         noise: craft through the defences' training noise, not the deterministic deployed model.
+        momentum: what stays of earlier steps' gradients (MI); 1 keeps all, 0 follows the present one alone.
+        diversity: how the image is shown in each step (DI); None shows it as it is.
+        smoothing: of each step's gradient (TI); None takes it as it is.
 
     Raises:
         ValueError: fewer than one step, or a size that is no number of at least 0.
@@ -49,24 +56,30 @@ class PGD:
     patience: int | None = None
     jitter: float = 0.0
     noise: bool = False
+    momentum: float = 0.0
+    diversity: InputDiversity | None = None
+    smoothing: Translation | None = None
 
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         if self.patience is not None:
             whole("patience", self.patience)
-        for name in ("relative_step", "start_std", "jitter"):
+        for name in ("relative_step", "start_std", "jitter", "momentum"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, fraction(getattr(self, name)))
 
     @property
     def exact_on_linear(self) -> bool:
-        """Whether it reaches the worst point of a linear model; losses that compare with clean logits have two."""
-        return not self.objective.loss.needs_clean
+        """Whether it reaches the worst point of a linear model; losses that compare with clean logits have two.
+
+        Resized images and smoothed gradients point elsewhere.
+        """
+        return not self.objective.loss.needs_clean and self.diversity is None and self.smoothing is None
 
     @property
     def is_random(self) -> bool:
         """Whether it draws random numbers."""
-        return self.random_start or self.jitter > 0 or self.noise
+        return self.random_start or self.jitter > 0 or self.noise or self.diversity is not None
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
@@ -88,11 +101,16 @@ class PGD:
                 prepared = self.objective.prepare(attacked, x, y)
             seen = _Watched(attacked)
             friends = None if self.patience is None else _Friends(y, self.patience)
-            x_adv = self._start(x)
+            x_adv, followed = self._start(x), None
             for step in range(1, max(at) + 1):
                 x_adv = x_adv.detach().requires_grad_()
-                value = self.objective(seen, x_adv, y, prepared).sum()
+                shown = x_adv if self.diversity is None else self.diversity(x_adv)
+                value = self.objective(seen, shown, y, prepared).sum()
                 (gradient,) = torch.autograd.grad(value, x_adv)
+                if self.smoothing is not None:
+                    gradient = self.smoothing(gradient)
+                if self.momentum:
+                    gradient = followed = gathered(gradient, followed, self.momentum)
                 x_adv = x_adv.detach()
                 moved = self.threat.step(x_adv, gradient, self.relative_step * self.threat.eps)
                 if self.jitter:
