@@ -231,13 +231,10 @@ def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Pat
 
     What the command line says of them wins: `threat.eps=4/255` attacks a network outside its training radius.
     """
-    from fsr_lab.engine import checkpoints
-    from fsr_lab.engine.run import CONFIG
+    from fsr_lab.engine import build, checkpoints
 
     run = Path(cfg.run)
-    if not (run / CONFIG).is_file():
-        raise ValueError(f"{run} is not a run of fsr train: it has no {CONFIG}")
-    stored = cast(DictConfig, OmegaConf.load(run / CONFIG))
+    stored = build.stored_config(run)
     given = [text.lstrip("+").partition("=") for text in overrides]
     groups = {key for key, _, _ in given}
     values = [f"{key}={value}" for key, _, value in given if "." in key and "@" not in key]

@@ -1,7 +1,8 @@
 """From a composed config to objects; below this file everything takes plain arguments."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
 from fsr_lab.dataset.base import ImageDataModule
-from fsr_lab.engine.checkpoints import AtomicCheckpointIO
+from fsr_lab.engine.checkpoints import CONFIG, AtomicCheckpointIO, checkpoint_path, load_weights
 from fsr_lab.engine.module import RobustClassifier, total
 from fsr_lab.engine.profile import StepProfiler
 from fsr_lab.evaluation.cost import measure
@@ -134,9 +135,60 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     )
 
 
-def build_attacks(cfg: DictConfig) -> dict[str, Attack]:
-    """Build the evaluation's attacks by name."""
-    return {str(name): instantiate(node, _convert_="all") for name, node in cfg.evaluation.attacks.items()}
+def build_attacks(cfg: DictConfig, device: torch.device | None = None) -> dict[str, Attack]:
+    """Build the evaluation's attacks by name; a `source` that is a path becomes the network there, on the device."""
+    opened = cache(lambda source: build_surrogate(cfg, Path(source)))
+    attacks: dict[str, Attack] = {}
+    for name, node in cfg.evaluation.attacks.items():
+        given = {}
+        if node.get("source"):
+            network, label = opened(node.source)
+            given = {"source": network.to(device), "label": label}
+        # called, not merged into the node: Hydra would copy a network that it is given
+        attacks[str(name)] = instantiate(_without(node, tuple(given)), _convert_="all", _partial_=True)(**given)
+    return attacks
+
+
+def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:
+    """Build what transfer attacks craft on, with what to call it.
+
+    Args:
+        cfg: composed as for `fsr evaluate`; the data are the target's.
+        path: a run directory of `fsr train` (its last checkpoint), a checkpoint in one, or any other file with a
+            state dict of the network `cfg.surrogate_model`.
+
+    Raises:
+        ValueError: it is none of these, or a network for other images or classes.
+    """
+    if not path.exists():
+        raise ValueError(f"no surrogate at {path}; give a run of fsr train, a checkpoint in one, or a file of weights")
+    run = path if path.is_dir() else path.parent.parent
+    is_run = path.is_dir() or (run / CONFIG).is_file()
+    own = stored_config(run) if is_run else _bare_network(cfg)
+    for key in ("num_classes", "image_shape"):
+        if own.dataset[key] != cfg.dataset[key]:
+            raise ValueError(
+                f"expected a surrogate of {key} {cfg.dataset[key]}, the attacked network's, got {own.dataset[key]} in "
+                f"{path}; give one that was trained on {cfg.dataset.name}"
+            )
+    weights = checkpoint_path(run, "last") if path.is_dir() else path
+    network = build_model(own)
+    try:
+        load_weights(network, weights)
+    except ValueError as err:
+        raise ValueError(f"surrogate: {err}" + ("" if is_run else " (model@surrogate_model=NAME)")) from err
+    return network, f"{own.label} ({weights.stem})" if is_run else path.name
+
+
+def stored_config(run: Path) -> DictConfig:
+    """Return what a run was trained from.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    if not (run / CONFIG).is_file():
+        raise ValueError(f"{run} is not a run of fsr train: it has no {CONFIG}")
+    return cast(DictConfig, OmegaConf.load(run / CONFIG))
 
 
 def build_threat(cfg: DictConfig) -> Threat:
@@ -178,6 +230,13 @@ def bare_step(
         return loss.detach()
 
     return step
+
+
+def _bare_network(cfg: DictConfig) -> DictConfig:
+    """Return the config of the network that a surrogate's weights are of."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    kept = {key: plain[key] for key in ("seed", "dataset")}
+    return OmegaConf.create(kept | {"model": plain["surrogate_model"], "defense": {"at": None}})
 
 
 def _defenses(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, DefenseBuilder]:

@@ -13,6 +13,8 @@ from fsr_lab.core.files import write_atomically
 from fsr_lab.core.suggest import unknown
 from fsr_lab.engine.release_layout import translated, unwrapped
 
+CONFIG = "config.yaml"
+"""Where a run directory keeps what it was trained from."""
 WHICH = ("last", "best")
 ONLINE = "online"
 _PREFIX = "model."

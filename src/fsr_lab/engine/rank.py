@@ -9,9 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.callback.stop import InterruptedRunError
 from fsr_lab.core.files import write_text
+from fsr_lab.engine.checkpoints import CONFIG
 from fsr_lab.engine.launch import INTERRUPTED
 from fsr_lab.engine.quiet import hush_lightning
-from fsr_lab.engine.run import CONFIG, fit, opened_data
+from fsr_lab.engine.run import fit, opened_data
 
 
 def main(run: Path) -> int:

@@ -23,13 +23,13 @@ from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
-from fsr_lab.engine.checkpoints import ONLINE, WHICH, checkpoint_path, kept_weights, load_weights
+from fsr_lab.engine.checkpoints import CONFIG, ONLINE, WHICH, checkpoint_path, kept_weights, load_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
 from fsr_lab.engine.profile import StepProfiler
 from fsr_lab.evaluation.run import evaluate
 from fsr_lab.model.defended import DefendedModel
 
-CONFIG, STATUS, SAMPLES = "config.yaml", "status.json", "samples.npz"
+STATUS, SAMPLES = "status.json", "samples.npz"
 UNCOMPARED = (
     "callback", "chunk", "claim", "compile", "dataset.folder", "dataset.source", "evaluation", "label", "logger",
     "model.functional", "paths", "resume", "test_checkpoints", "test_samples", "trainer",
@@ -122,7 +122,7 @@ def evaluate_model(
     return evaluate(
         model,
         data.test_batches(device, limit=cfg.test_samples),
-        build.build_attacks(cfg),
+        build.build_attacks(cfg, device),
         threat=build.build_threat(cfg),
         seed=cfg.seed,
         chunk=cfg.chunk,
