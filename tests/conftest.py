@@ -44,3 +44,20 @@ def classifier():
             nn.init.uniform_(value, -0.5, 1.0)
         nn.init.uniform_(norm.running_var, 0.2, 2.0)
     return net
+
+
+class Waves(nn.Module):
+    """The sine of each value."""
+
+    def forward(self, x):
+        return torch.sin(x)
+
+
+@pytest.fixture
+def bumpy():
+    """A network in float64 that holds to class 0 and whose loss has many tops, so that starts and steps matter."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 24), Waves(), nn.Linear(24, 4)).double()
+    with torch.no_grad():
+        net[1].weight.mul_(25)
+        net[3].bias[0] += 2.5
+    return net

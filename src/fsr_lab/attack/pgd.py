@@ -2,24 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from fsr_lab.attack.best_iterate import BestIterate
 from fsr_lab.attack.input_diversity import InputDiversity
 from fsr_lab.attack.momentum import gathered
+from fsr_lab.attack.patience import Patience
 from fsr_lab.attack.translation import Translation
+from fsr_lab.attack.watched import Watched
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
+from fsr_lab.core.suggest import unknown
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Classifier, Forward, Objective
+from fsr_lab.core.types import Classifier, Objective, SampleLoss
 from fsr_lab.core.units import fraction, whole
+
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Steepest ascent on an objective, projected after each step; returns the last iterate.
+    """Steepest ascent on an objective, projected after each step; returns the last iterate unless told otherwise.
 
     Source: Madry et al., 2018 (arXiv:1706.06083); FGSM is its one full step (Goodfellow et al., 2015,
     arXiv:1412.6572). The order within a step is: diversify the image, take the gradient, smooth it, gather it; move,
@@ -41,9 +47,12 @@ class PGD:
         momentum: what stays of earlier steps' gradients (MI); 1 keeps all, 0 follows the present one alone.
         diversity: how the image is shown in each step (DI); None shows it as it is.
         smoothing: of each step's gradient (TI); None takes it as it is.
+        keep: "last" returns the last iterate, "best" of each sample the one with the smallest margin z_y - max other
+            by the crafting passes: the prediction may be right at a higher loss than where it is wrong. It costs one
+            more forward than "last"; with diversity, one in every step that shows the images otherwise.
 
     Raises:
-        ValueError: fewer than one step, or a size that is no number of at least 0.
+        ValueError: fewer than one step, an unknown `keep`, or a size that is no number of at least 0.
     """
 
     threat: Threat
@@ -59,9 +68,12 @@ class PGD:
     momentum: float = 0.0
     diversity: InputDiversity | None = None
     smoothing: Translation | None = None
+    keep: Keep = "last"
 
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
+        if self.keep not in get_args(Keep):
+            raise ValueError(unknown("iterate to keep", self.keep, get_args(Keep)))
         if self.patience is not None:
             whole("patience", self.patience)
         for name in ("relative_step", "start_std", "jitter", "momentum"):
@@ -74,12 +86,15 @@ class PGD:
 
         Resized images and smoothed gradients point elsewhere.
         """
-        return not self.objective.loss.needs_clean and self.diversity is None and self.smoothing is None
+        loss = self.objective.loss
+        compares = isinstance(loss, SampleLoss) and loss.needs_clean
+        return not compares and self.diversity is None and self.smoothing is None
 
     @property
     def is_random(self) -> bool:
         """Whether it draws random numbers."""
-        return self.random_start or self.jitter > 0 or self.noise or self.diversity is not None
+        draws = self.random_start or self.jitter > 0 or self.noise or self.diversity is not None
+        return draws or self.objective.is_random
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
@@ -92,34 +107,37 @@ class PGD:
         return self.iterates(model, x, y, at=(self.steps,))[self.steps]
 
     def iterates(self, model: Classifier, x: Tensor, y: Tensor, *, at: Sequence[int]) -> Mapping[int, Tensor]:
-        """Return the iterate after each of the step counts `at`, detached: PGD-20 on the way to PGD-100."""
+        """Return what one run has after each of the step counts `at`, detached: PGD-20 on the way to PGD-100."""
         found: dict[int, Tensor] = {}
         with crafting(model, self.policy, example=x, noise=self.noise) as attacked:
             # clones: inference tensors, as Lightning's validation hands them over, cannot enter autograd
             x, y = x.detach().clone(), y.clone()
             with torch.no_grad():
                 prepared = self.objective.prepare(attacked, x, y)
-            seen = _Watched(attacked)
-            friends = None if self.patience is None else _Friends(y, self.patience)
+            seen = Watched(attacked)
+            patience = None if self.patience is None else Patience(y, self.patience)
+            best = BestIterate(x, y) if self.keep == "best" else None
             x_adv, followed = self._start(x), None
             for step in range(1, max(at) + 1):
-                x_adv = x_adv.detach().requires_grad_()
-                shown = x_adv if self.diversity is None else self.diversity(x_adv)
+                image = x_adv.detach().requires_grad_()
+                shown = image if self.diversity is None else self.diversity(image)
                 value = self.objective(seen, shown, y, prepared).sum()
-                (gradient,) = torch.autograd.grad(value, x_adv)
+                (gradient,) = torch.autograd.grad(value, image)
                 if self.smoothing is not None:
                     gradient = self.smoothing(gradient)
                 if self.momentum:
                     gradient = followed = gathered(gradient, followed, self.momentum)
-                x_adv = x_adv.detach()
+                x_adv = image.detach()
+                if best is not None and step > 1:  # the start is no iterate, and may lie outside the set
+                    best.after(x_adv, seen.logits_on(image))
                 moved = self.threat.step(x_adv, gradient, self.relative_step * self.threat.eps)
                 if self.jitter:
                     moved = moved + self.jitter * _normal(moved)
-                if friends is not None:
-                    moved = torch.where(friends.stay(seen.logits)[:, None, None, None], x_adv, moved)
+                if patience is not None:
+                    moved = torch.where(patience.stays(seen.logits_on(image))[:, None, None, None], x_adv, moved)
                 x_adv = self.threat.project(moved, x)
                 if step in at:
-                    found[step] = x_adv
+                    found[step] = x_adv if best is None else best.after(x_adv, seen.logits_on(x_adv))
         return found
 
     def _start(self, x: Tensor) -> Tensor:
@@ -133,40 +151,3 @@ class PGD:
 def _normal(like: Tensor) -> Tensor:
     """Draw from N(0, 1) in an image's shape, in one order whatever its strides."""
     return torch.randn_like(like, memory_format=torch.contiguous_format)
-
-
-class _Friends:
-    """Counts each sample's patience; one that has run out stays for good. All (N,), on the device, never read back."""
-
-    def __init__(self, y: Tensor, patience: int) -> None:
-        self.y = y
-        self.left = torch.full_like(y, patience)
-        self.stayed = torch.zeros_like(y, dtype=torch.bool)
-
-    def stay(self, logits: Tensor) -> Tensor:
-        """Return which samples keep their present iterate, on which the logits are."""
-        wrong = logits.argmax(1) != self.y
-        self.stayed = self.stayed | (wrong & (self.left <= 0))
-        self.left = torch.where(wrong & ~self.stayed, self.left - 1, self.left)
-        return self.stayed
-
-
-class _Watched:
-    """The attacked model, whose latest logits are kept; everything else about it is the model's own."""
-
-    def __init__(self, model: Classifier) -> None:
-        self.model: Any = model
-        self.logits = torch.empty(0)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
-        self.logits = logits.detach()
-        return logits
-
-    def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
-        forward: Forward = self.model.forward_with_aux(x, targets)
-        self.logits = forward.logits.detach()
-        return forward
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)

@@ -1,29 +1,16 @@
 """Transfer: craft on one network what another is judged on."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 
-from fsr_lab.core.crafting import Policy
+from fsr_lab.attack.wrapper import Wrapper
 from fsr_lab.core.hashing import state_hash
-from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Attack, Classifier
-
-
-class Crafter(Attack, Protocol):
-    """An attack that tells where it searches, how precisely, and whether it draws."""
-
-    @property
-    def threat(self) -> Threat: ...
-    @property
-    def policy(self) -> Policy: ...
-    @property
-    def is_random(self) -> bool: ...
+from fsr_lab.core.types import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer:
+class Transfer(Wrapper):
     """An attack carried out on a source network; the attacked one is never asked.
 
     So it costs the target no pass, and no defence of the target can mislead it: where it does better than attacks that
@@ -39,7 +26,6 @@ class Transfer:
     """
 
     source: Classifier
-    attack: Crafter
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -54,21 +40,6 @@ class Transfer:
         label = self.label or type(self.source).__name__
         weights = f", weights {state_hash(self.source.state_dict())}" if isinstance(self.source, nn.Module) else ""
         return f"Transfer(source=<{label}{weights}>, attack={self.attack!r})"
-
-    @property
-    def threat(self) -> Threat:
-        """The set searched, which is the attack's."""
-        return self.attack.threat
-
-    @property
-    def policy(self) -> Policy:
-        """Precision of the passes through the source."""
-        return self.attack.policy
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the attack draws random numbers."""
-        return self.attack.is_random
 
     @property
     def exact_on_linear(self) -> bool:

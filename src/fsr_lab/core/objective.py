@@ -45,6 +45,14 @@ class DLR:
 
 
 @dataclass(frozen=True)
+class TargetedCrossEntropy:
+    """log p_t: the targeted steps of Kurakin et al., 2017 (arXiv:1607.02533), Section 2.3."""
+
+    def __call__(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        return -losses.cross_entropy(logits, target)
+
+
+@dataclass(frozen=True)
 class TargetedDLR:
     """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2): APGD-T's loss (as DLR, Eq. 7); needs four classes."""
 
@@ -77,6 +85,7 @@ class OnLogits:
     """A sample loss on the model's logits: all that an attack needs of a network it knows nothing about."""
 
     loss: SampleLoss
+    is_random: ClassVar[bool] = False
 
     def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
         return {"logits": model(x)} if self.loss.needs_clean else {}
@@ -93,6 +102,7 @@ class JointWithAux:
     """
 
     loss: SampleLoss
+    is_random: ClassVar[bool] = False
 
     def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
         if not self.loss.needs_clean or not _adds_terms(model):

@@ -109,10 +109,15 @@ class TargetedLoss(Protocol):
 
 
 class Objective(Protocol):
-    """A sample loss applied to a model; adaptive objectives look inside it."""
+    """A loss applied to a model; adaptive objectives look inside it."""
 
     @property
-    def loss(self) -> SampleLoss: ...
+    def loss(self) -> SampleLoss | TargetedLoss: ...
+
+    @property
+    def is_random(self) -> bool:
+        """Whether `prepare` draws random numbers."""
+        ...
 
     def prepare(self, model: Classifier, x: Tensor, y: Tensor) -> Mapping[str, Tensor]:
         """Compute once per attack call, without gradients, what every step needs; batch on axis 0."""

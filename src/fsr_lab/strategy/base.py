@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from fsr_lab.core.objective import JointWithAux
-from fsr_lab.core.types import Attack, Crafted, Criterion, Defended, Forward, Objective, Progress, StepOutput
+from fsr_lab.core.types import (
+    Attack,
+    Crafted,
+    Criterion,
+    Defended,
+    Forward,
+    Objective,
+    Progress,
+    SampleLoss,
+    StepOutput,
+)
 
 
 class _HasObjective(Protocol):
@@ -132,7 +142,7 @@ def aimed_at(attack: Attack, model: Defended) -> Attack:
     """Return the attack with a joint objective where a defence of the model adds to what must be raised.
 
     Raises:
-        ValueError: it does, and the attack has no objective to join it with.
+        ValueError: it does, and the attack has no objective to join it with, or a targeted one.
     """
     if not model.has_attack_terms:
         return attack
@@ -141,5 +151,10 @@ def aimed_at(attack: Attack, model: Defended) -> Attack:
             f"a defence of this model is trained against an attack on its auxiliary loss too, and "
             f"{type(attack).__name__} has no objective to join it with; train with a PGD attack"
         )
-    objective = cast(_HasObjective, attack).objective
-    return cast(Attack, replace(cast(Any, attack), objective=JointWithAux(objective.loss)))
+    loss = cast(_HasObjective, attack).objective.loss
+    if not isinstance(loss, SampleLoss):
+        raise ValueError(
+            f"a defence of this model is trained against an attack on its auxiliary loss too, which has no target as "
+            f"{loss} has; train with an untargeted attack such as pgd10_train"
+        )
+    return cast(Attack, replace(cast(Any, attack), objective=JointWithAux(loss)))

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.defense import FeatureDefense
-from fsr_lab.core.objective import KLFromClean, OnLogits
+from fsr_lab.core.objective import KLFromClean, OnLogits, TargetedCrossEntropy
+from fsr_lab.core.targets import Ranked, Towards
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Crafted, DefenseOutput, Progress
 from fsr_lab.defense.fsr import FSR
@@ -162,6 +163,13 @@ def test_an_attack_without_an_objective_cannot_serve_a_defence_that_adds_to_it(b
     with pytest.raises(ValueError, match="Blind has no objective to join it with; train with a PGD attack"):
         AT(attack=Blind())(network(Probed), *batch, FIRST)
     AT(attack=Blind())(network(), *batch, FIRST)
+
+
+def test_a_targeted_attack_cannot_serve_a_defence_that_adds_to_it_either(batch):
+    attack = replace(ATTACK, objective=Towards(loss=TargetedCrossEntropy(), target=Ranked(rank=1)))
+    with pytest.raises(ValueError, match=r"no target as TargetedCrossEntropy\(\) has; train with an untargeted attack"):
+        AT(attack=attack)(network(Probed), *batch, FIRST)
+    AT(attack=attack)(network(), *batch, FIRST)
 
 
 # friendly adversarial training -----------------------------------------------------------------------------------
