@@ -72,6 +72,31 @@ def test_the_papers_protocol(compose_config):
     assert {attack.threat.eps for attack in attacks.values()} == {8 / 255}
 
 
+def test_the_protocol_of_transfer_attacks(load_attack, compose_config):
+    names = ("mifgsm", "di_fgsm", "di_mifgsm", "ti_fgsm", "ti_fgsm_kernel5", "ti_mifgsm", "ti_dim")
+    attacks = {name: load_attack(name) for name in names}
+    found = {
+        name: (attack.steps, attack.relative_step, attack.momentum,
+               attack.diversity and attack.diversity.probability, attack.smoothing and attack.smoothing.size)
+        for name, attack in attacks.items()
+    }  # fmt: skip
+    assert found == {
+        "mifgsm": (10, 0.25, 1.0, None, None),
+        "di_fgsm": (10, 0.25, 0.0, 0.5, None),
+        "di_mifgsm": (10, 0.25, 1.0, 0.5, None),
+        "ti_fgsm": (10, 0.25, 0.0, None, 15),
+        "ti_fgsm_kernel5": (10, 0.25, 0.0, None, 5),
+        "ti_mifgsm": (10, 0.25, 1.0, None, 15),
+        "ti_dim": (10, 0.1, 1.0, 0.4, 15),
+    }
+    assert not any(attack.random_start for attack in attacks.values())
+    both = compose_config("evaluation=transfer", "threat=linf_16", verb="evaluate")
+    assert build_threat(both).eps == 16 / 255
+    assert [name for name in both.evaluation.attacks if name.startswith("transfer_")] == [
+        "transfer_mi", "transfer_di", "transfer_ti",
+    ]  # fmt: skip
+
+
 def test_training_crafts_as_the_papers_protocol(compose_config):
     cfg = compose_config("dataset=cifar10")
     training, validation = build_strategy(cfg).attack, instantiate(cfg.val_attack, _convert_="all")

@@ -1,5 +1,7 @@
 """Transfer attacks from the command line: one run attacks another, whatever form the surrogate is given in."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -101,10 +103,29 @@ def test_a_surrogate_of_other_classes_or_images_is_refused(fsr, tiny, trained, o
         ("nowhere", ["no surrogate at nowhere", "a run of fsr train"]),
         ("folder", ["folder is not a run of fsr train"]),
         ("plain.pt", ["another architecture", "model@surrogate_model=NAME"]),
+        ("missing.pt", ["no surrogate at missing.pt", "a file of weights"]),
+        ("run", ["no checkpoint 'last' in run", "train the run first"]),
     ],
 )
 def test_what_is_no_surrogate_is_refused(surrogate, words, fsr, trained, other, tmp_path):
     (tmp_path / "folder").mkdir()
+    shutil.copytree(other, tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
     torch.save(weights(other), tmp_path / "plain.pt")
     line = fsr("evaluate", f"run={trained.run}", "attack=[transfer_di]", f"surrogate={surrogate}").refusal()
     assert all(word in line for word in words)
+
+
+def test_weights_of_other_classes_are_refused_with_the_classes_that_there_are(fsr, trained, other, tmp_path):
+    state = weights(other)
+    torch.save(state | {name: state[name][:3] for name in state if ".fc." in name}, tmp_path / "three.pt")
+    network = ("model@surrogate_model=tiny_cnn", "surrogate_model.width=4", "surrogate_model.batch_norm=true")
+    line = fsr("evaluate", f"run={trained.run}", "attack=[transfer_di]", "surrogate=three.pt", *network).refusal()
+    assert "three.pt is of another architecture: 2 of another shape (backbone.fc.weight (3, 8) for (4, 8)" in line
+    assert "give the model that it was trained with (model@surrogate_model=NAME), on the 4 classes of toy" in line
+
+
+def test_any_attack_can_be_crafted_on_the_surrogate(transferred, other):
+    choice = "attack@evaluation.attacks.transfer_ti.attack=ti_fgsm_kernel7"
+    record = transferred("any", "attack=[transfer_ti]", choice, f"surrogate={other}", "threat=linf_16")
+    assert "Translation(size=7" in record.settings["transfer_ti"]
+    assert record.threat.eps == pytest.approx(16 / 255)

@@ -176,7 +176,8 @@ def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:
     try:
         load_weights(network, weights)
     except ValueError as err:
-        raise ValueError(f"surrogate: {err}" + ("" if is_run else " (model@surrogate_model=NAME)")) from err
+        cure = f" (model@surrogate_model=NAME), on the {cfg.dataset.num_classes} classes of {cfg.dataset.name}"
+        raise ValueError(f"surrogate: {err}" + ("" if is_run else cure)) from err
     return network, f"{own.label} ({weights.stem})" if is_run else path.name
 
 
