@@ -95,27 +95,18 @@ def train(session: Session, cfg: DictConfig) -> None:
 
 def evaluate(session: Session, cfg: DictConfig) -> None:
     """Attack a trained network."""
-    from fsr_lab.engine import build, checkpoints
+    from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
 
-    if (cfg.run is None) == (cfg.weights is None):
-        raise ValueError("expected one of run=DIR (a run of fsr train) and weights=FILE, got both or neither")
-    name = cfg.label
-    if cfg.run is not None:
-        cfg, path = with_run(cfg, list(HydraConfig.get().overrides.task))
-    else:
-        path = Path(cfg.weights)
-    kept = checkpoints.kept_weights(path)
-    words = [path.stem, cfg.average or kept[0]] if len(kept) > 1 else [path.stem]
-    name = name or (f"{cfg.label} ({', '.join(words)})" if cfg.run else ", ".join([path.name, *words[1:]]))
+    cfg, name, weights = chosen_network(cfg)
     data = engine.opened_data(cfg)
-    model = build.build_model(cfg)
-    checkpoints.load_weights(model, path, cfg.average)
-    record = engine.evaluate_model(
-        cfg, model, data, name=name, command=session.command, device=engine.best_device(cfg.device)
-    )
     run = Path(HydraConfig.get().runtime.output_dir)
     engine.write_config(cfg, run)
+    shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
+    record = evaluating.evaluate_weights(cfg, weights, data, name=name, command=session.command, run=run, shard=shard)
+    if shard is not None:
+        print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
+        return
     record.save(run / "records", "evaluation")
     print_report(run)
 
@@ -224,6 +215,31 @@ def report(folder: Path) -> None:
     for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
         draw_run(run, title=run.name)
     print_report(folder)
+
+
+def chosen_network(cfg: DictConfig) -> tuple[DictConfig, str, tuple[Path, str | None] | None]:
+    """Return the config of the network that run= or weights= names, its name, and its weights, which average of them.
+
+    Raises:
+        ValueError: both are given, or neither and the network does not come with weights of its own.
+    """
+    from fsr_lab.engine import checkpoints
+
+    options = cfg.model.get("options") or {}
+    brings_its_own = cfg.model.get("pretrained") or options.get("pretrained") or "repository" in cfg.model
+    if cfg.run is None and cfg.weights is None and brings_its_own:
+        return cfg, cfg.label or cfg.model.name, None
+    if (cfg.run is None) == (cfg.weights is None):
+        raise ValueError("expected one of run=DIR (a run of fsr train) and weights=FILE, got both or neither")
+    label = cfg.label
+    if cfg.run is not None:
+        cfg, path = with_run(cfg, list(HydraConfig.get().overrides.task))
+    else:
+        path = Path(cfg.weights)
+    kept = checkpoints.kept_weights(path)
+    words = [path.stem, cfg.average or kept[0]] if len(kept) > 1 else [path.stem]
+    name = f"{cfg.label} ({', '.join(words)})" if cfg.run else ", ".join([path.name, *words[1:]])
+    return cfg, label or name, (path, cfg.average)
 
 
 def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path]:

@@ -77,17 +77,22 @@ def become_child(request, place, ready, go):
 
 
 def wait_at(where, step, ready, go):
-    """Let the child say that it is there, and go on once it has been signalled; once, whatever follows."""
+    """Let the child say that it is there, and go on once it has been signalled; once, whatever follows.
+
+    Steps are those of training; of an attack, the cells of the evaluation that went before.
+    """
     owner, method = {
         "train": (RobustClassifier, "training_step"),
         "validate": (RobustClassifier, "validation_step"),
-        "attack": (fsr_lab.evaluation.run, "run_cell"),
+        "attack": (fsr_lab.evaluation.run, "run_cells"),
     }[where]
     original = getattr(owner, method)
-    passed = []
+    calls, passed = [], []
 
     def waiting(first, *args, **kwargs):
-        if getattr(first, "global_step", 0) == step and not passed:
+        calls.append(where)
+        reached = len(calls) - 1 if where == "attack" else first.global_step
+        if reached == step and not passed:
             passed.append(step)
             os.write(ready, b"x")
             os.read(go, 1)

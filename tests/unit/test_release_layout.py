@@ -9,6 +9,7 @@ from torch import nn
 from fsr_lab.defense.fsr import FSR
 from fsr_lab.engine.checkpoints import load_weights
 from fsr_lab.model.defended import attach
+from fsr_lab.model.normalize import Normalize
 from fsr_lab.model.preact_resnet import preact_resnet18
 from fsr_lab.model.resnet import resnet18, resnet50
 from fsr_lab.model.vgg import vgg16
@@ -232,3 +233,37 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "it ran").exists()
     torch.load(tmp_path / "weights.pt", weights_only=False)  # the file would have
     assert (tmp_path / "it ran").exists()
+
+
+CONSTANTS = ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616])
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (("normalize.mean", "normalize.std"), "model."),
+        (("mu", "sigma"), ""),
+        (("0.mean", "0.std"), "1."),
+        (("module.mu", "module.sigma"), "module."),
+    ],
+)
+def test_the_constants_of_a_normalisation_are_those_of_the_network_or_refused(tmp_path, names, prefix):
+    plain = resnet18(width=4)
+    state = {f"{prefix}{name.replace('fc.', 'linear.')}": value for name, value in plain.state_dict().items()}
+    state |= {name: torch.tensor(values).view(1, 3, 1, 1) for name, values in zip(names, CONSTANTS, strict=True)}
+    path = tmp_path / "zoo.pt"
+    torch.save({"state_dict": state}, path)
+    bare = attach(resnet18(width=4), {})
+    cure = r"give model.normalize='{mean: \[0.4914, 0.4822, 0.4465\], std: \[0.2471, 0.2435, 0.2616\]}'"
+    with pytest.raises(ValueError, match=cure):
+        load_weights(bare, path)
+    backbone, other = resnet18(width=4), resnet18(width=4)
+    Normalize(*CONSTANTS).put_on(backbone)
+    Normalize(CONSTANTS[0], [0.2, 0.2, 0.2]).put_on(other)
+    with pytest.raises(ValueError, match=cure):
+        load_weights(attach(other, {}), path)
+    model = attach(backbone, {}).eval()
+    load_weights(model, path)
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in CONSTANTS)
+    assert torch.equal(model(x), plain.eval()((x - mean) / std))

@@ -1,6 +1,6 @@
 """The values and protocols through which the packages meet; none of them knows another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -136,6 +136,31 @@ class Attack(Protocol):
     """
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class SharesPath(Protocol):
+    """An attack whose run passes by the results of others: PGD-100's passes by PGD-20's and FGSM's.
+
+    Attacks of one `family`, which is None where none can be shared, give by the longest of them the same images
+    together as each alone.
+    """
+
+    @property
+    def family(self) -> Hashable | None: ...
+
+    def together(self, attacks: Sequence[Attack], model: Classifier, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the images of each of the attacks, this one among them."""
+        ...
+
+
+@runtime_checkable
+class FitsClasses(Protocol):
+    """An attack whose loss is not defined for every number of classes."""
+
+    def for_classes(self, num_classes: int) -> Attack:
+        """Return the attack itself, or what to run instead on a network of so few classes."""
+        ...
 
 
 class Defended(Protocol):

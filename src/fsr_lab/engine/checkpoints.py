@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fsr_lab.core.files import write_atomically
 from fsr_lab.core.suggest import unknown
-from fsr_lab.engine.release_layout import translated, unwrapped
+from fsr_lab.engine.release_layout import translated, unwrapped, without_normalization
 
 CONFIG = "config.yaml"
 """Where a run directory keeps what it was trained from."""
@@ -90,6 +90,7 @@ def load_weights(model: nn.Module, path: Path, average: str | None = None) -> No
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise ValueError(f"expected a state dict in {path}, got {type(content).__name__}")
+    state = without_normalization(model, state)
     if any(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     state = translated(model, state)

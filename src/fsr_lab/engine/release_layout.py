@@ -2,14 +2,17 @@
 
 Known are the networks of FSR (wkim97/FSR), TRADES (yaodongyu/TRADES), MART (YisenWang/MART) and, for the
 pre-activation ResNet, of Rice et al. (locuslab/robust_overfitting): what each calls its layers is data, below.
+RobustBench's zoo holds weights in these layouts, some with the constants of a normalisation among them.
 """
 
 import re
 from collections.abc import Mapping
+from operator import sub
 from typing import cast
 
 from torch import Tensor, nn
 
+from fsr_lab.model.normalize import Normalize
 from fsr_lab.model.preact_resnet import PreActResNet
 from fsr_lab.model.resnet import ResNet
 from fsr_lab.model.vgg import VGG
@@ -18,8 +21,11 @@ from fsr_lab.model.wide_resnet import WideResNet
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts keep the weights beside an optimiser's state, an epoch, an accuracy."""
 
-PREFIXES = ("module.", "model.")
-"""What DataParallel and wrapping modules put before every name."""
+PREFIXES = ("module.", "model.", "1.")
+"""What DataParallel and wrapping modules put before every name; 1 is a network behind its normalisation."""
+
+NORMALIZATION = re.compile(r"^(?:module\.)?(?:0\.|normalize\.|normalizer\.)?(?:(mean|mu)|(std|sigma))$")
+"""What releases call the constants of a normalisation that is a part of the network."""
 
 Names = tuple[tuple[str, str | None], ...]
 """(pattern of a released name, ours), applied in turn; None drops the entry."""
@@ -57,6 +63,28 @@ def unwrapped(content: object) -> object:
             if isinstance(content.get(key), Mapping):
                 return cast(object, content[key])
     return content
+
+
+def without_normalization(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the constants of its normalisation, which must be those of the model.
+
+    Raises:
+        ValueError: the model normalises by others, or not at all; the message gives the override that it needs.
+    """
+    own = set(model.state_dict())
+    found: dict[str, list[float]] = {}
+    for name, value in state.items():
+        if (match := NORMALIZATION.match(name)) and name not in own:
+            found["mean" if match[1] else "std"] = [round(float(number), 6) for number in value.flatten()]
+    layers = [layer for layer in model.modules() if isinstance(layer, Normalize)]
+    ours = {name: [float(number) for number in getattr(layer, name)] for layer in layers for name in ("mean", "std")}
+    for name, values in found.items():
+        if len(ours.get(name, ())) != len(values) or max(map(abs, map(sub, ours[name], values))) > 1e-4:
+            given = ", ".join(f"{key}: {numbers}" for key, numbers in sorted(found.items()))
+            raise ValueError(
+                f"these weights are of a network that normalises its images; give model.normalize='{{{given}}}'"
+            )
+    return {name: value for name, value in state.items() if name in own or not NORMALIZATION.match(name)}
 
 
 def translated(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.crafting import judging
 from fsr_lab.core.files import write_atomically, write_text
-from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.core.suggest import unknown
@@ -24,15 +22,15 @@ from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
 from fsr_lab.engine.checkpoints import CONFIG, ONLINE, WHICH, checkpoint_path, kept_weights, load_weights
+from fsr_lab.engine.evaluating import evaluate_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
 from fsr_lab.engine.profile import StepProfiler
-from fsr_lab.evaluation.run import evaluate
-from fsr_lab.model.defended import DefendedModel
 
 STATUS, SAMPLES = "status.json", "samples.npz"
 UNCOMPARED = (
-    "callback", "chunk", "claim", "compile", "dataset.folder", "dataset.source", "evaluation", "label", "logger",
-    "model.functional", "paths", "resume", "test_checkpoints", "test_samples", "trainer",
+    "callback", "chunk", "claim", "compile", "dataset.folder", "dataset.source", "early_exit", "evaluation",
+    "keep_images", "label", "ledger", "logger", "model.functional", "paths", "resume", "test_checkpoints",
+    "test_samples", "trainer",
 )  # fmt: skip
 """Parts of a config that may change when a run is continued."""
 
@@ -114,32 +112,6 @@ def opened_data(cfg: DictConfig) -> ImageDataModule:
     return data
 
 
-def evaluate_model(
-    cfg: DictConfig, model: DefendedModel, data: ImageDataModule, *, name: str, command: str, device: torch.device
-) -> EvaluationRecord:
-    """Attack a model with the config's evaluation on the config's test images."""
-    model = model.to(device)
-    return evaluate(
-        model,
-        data.test_batches(device, limit=cfg.test_samples),
-        build.build_attacks(cfg, device),
-        threat=build.build_threat(cfg),
-        seed=cfg.seed,
-        chunk=cfg.chunk,
-        name=name,
-        command=command,
-        data_hash=data.data_hash,
-    )
-
-
-def best_device(wanted: str = "auto") -> torch.device:
-    """Return the device to evaluate on: the accelerator if there is one and the choice is left to us."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if wanted == "auto":
-        return torch.device("cpu") if accelerator is None else accelerator
-    return torch.device(wanted)
-
-
 def is_finished(cfg: DictConfig, run: Path) -> bool:
     """Tell whether the directory holds this very run, finished."""
     if read_status(run) != _status("finished", cfg):
@@ -160,19 +132,13 @@ def load_records(folder: Path) -> list[EvaluationRecord]:
 
 
 def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> list[EvaluationRecord]:
-    """Attack the kept checkpoints, averages and online weights; one that is the same as another not twice."""
+    """Attack the kept checkpoints, averages and online weights; one that is the same as another shares its ledger."""
     records: dict[str, EvaluationRecord] = {}
     for path, words in _kept_networks(cfg, run):
-        model = build.build_model(cfg)
-        load_weights(model, path, words[-1] if len(words) > 1 else ONLINE)
+        average = words[-1] if len(words) > 1 else ONLINE
         name = f"{cfg.label} ({', '.join(words)})"
-        weights = state_hash(model.state_dict())
-        same = next((old for old in records.values() if old.provenance.hashes["weights"] == weights), None)
-        if same is None:
-            print(f"attacking {name}, {build.build_threat(cfg)}", file=sys.stderr, flush=True)
-            record = evaluate_model(cfg, model, data, name=name, command=command, device=_device(cfg))
-        else:
-            record = replace(same, name=name)
+        print(f"attacking {name}, {build.build_threat(cfg)}", file=sys.stderr, flush=True)
+        record = evaluate_weights(cfg, (path, average), data, name=name, command=command, run=run)
         record.save(run / "records", "_".join(words))
         records["_".join(words)] = record
     return list(records.values())
@@ -209,10 +175,6 @@ def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int 
     write_atomically(run / SAMPLES, lambda stream: np.savez_compressed(stream, **arrays))
 
 
-def _device(cfg: DictConfig) -> torch.device:
-    return best_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
-
-
 def _clear(run: Path) -> None:
     """Remove what an earlier run left, because resume=never asked for it."""
     for folder in ("checkpoints", "metrics", "records", "tensorboard"):
@@ -230,7 +192,7 @@ def _mark(run: Path, state: str, cfg: DictConfig) -> None:
 
 def _status(state: str, cfg: DictConfig) -> dict[str, Any]:
     """Return what the run says of itself: how far it was to train, and how it was to be attacked."""
-    tested = {key: cfg[key] for key in ("evaluation", "test_checkpoints", "test_samples", "chunk")}
+    tested = {key: cfg[key] for key in ("evaluation", "early_exit", "test_checkpoints", "test_samples", "chunk")}
     plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tested), resolve=False))
     return {"state": state, "max_epochs": cfg.trainer.max_epochs, "tested": plain}
 

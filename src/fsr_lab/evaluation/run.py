@@ -1,8 +1,8 @@
 """An evaluation: every attack on every sample, judged on the deployed model, kept sample by sample."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +11,19 @@ from torch import Tensor, nn
 
 from fsr_lab.callback.progress import track
 from fsr_lab.core.crafting import Policy, crafting, judging
-from fsr_lab.core.hashing import state_hash
-from fsr_lab.core.losses import margin
+from fsr_lab.core.hashing import source_hash, state_hash
 from fsr_lab.core.provenance import Provenance
-from fsr_lab.core.record import CLEAN, EvaluationRecord
+from fsr_lab.core.record import CLEAN, WRONG, EvaluationRecord
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Classifier
 from fsr_lab.evaluation import sanity
+from fsr_lab.evaluation.cell import Cell, cell_seed, run_cells
 from fsr_lab.evaluation.counting import Counted
+from fsr_lab.evaluation.ledger import Ledger
+from fsr_lab.evaluation.plan import columns, fitted, plan, settings, untouched
 
-
-class Cell(NamedTuple):
-    """One attack on one chunk of consecutive samples: the unit of work and of randomness. All fields (n,)."""
-
-    outcome: NDArray[np.int8]
-    margin: NDArray[np.float32]
-    norm: NDArray[np.float32]
-    forwards: int
-    backwards: int
+CODE = ("attack", "core", "defense", "evaluation", "model")
+"""The packages whose source decides what a cell holds: a ledger of other code is another ledger."""
 
 
 def evaluate(
@@ -38,15 +33,21 @@ def evaluate(
     *,
     threat: Threat,
     seed: int,
+    chains: Mapping[str, Sequence[str]] | None = None,
+    ledger: Path | None = None,
+    shard: tuple[int, int] = (0, 1),
     chunk: int = 500,
+    keep_images: bool = False,
     name: str = "",
     command: str = "evaluate",
     data_hash: str = "",
 ) -> EvaluationRecord:
     """Attack a model and record, per attack and sample, whether it withstood.
 
-    Random draws come from (seed, attack, chunk index) alone: neither the order of attacks nor anything run before
-    changes them, and the caller's random state is given back. Clean accuracy is attack zero.
+    The work is done in cells, an attack on a chunk of consecutive samples. Random draws come from (seed, attack, chunk
+    index) alone: neither the order of attacks, nor an interruption, nor the number of shards changes them, and the
+    caller's random state is given back. Clean accuracy is attack zero. Attacks that share a path are run once, and
+    its passes are counted with the longest of them.
 
     Args:
         model: maps images in [0, 1] to logits; any callable.
@@ -54,88 +55,140 @@ def evaluate(
         attacks: by name; "clean" is taken.
         threat: what each attack's result is measured against.
         seed: of the attacks' draws.
+        chains: {name: attacks in order}: each is run only on the samples that are right unattacked and withstood the
+            chain's attacks before it, as AutoAttack's are. An attack in no chain is run on every sample.
+        ledger: a folder that keeps every cell as soon as it is known: the same evaluation continues there after any
+            kill, and is read back where nothing is missing. None keeps nothing.
+        shard: (i, k): do every k-th chunk only, from the i-th on; the record holds their samples. Shards may share a
+            ledger; a call without `shard` then finds everything done.
         chunk: samples per cell; another size changes draws and rounding.
+        keep_images: keep the adversarial images in the ledger, as float32.
         name: what a table calls the model.
         command: the command line, for the record.
         data_hash: of the images, for the record.
 
     Raises:
         ValueError: images or labels out of range, a model that returns no finite logits, an attack that leaves the
-            threat set, no sample at all.
+            threat set, no sample at all, a chain that names no attack, a ledger of another evaluation.
         TypeError: a model that returns something other than one tensor.
+        OSError: the ledger cannot be written; what it held before is whole.
     """
-    if CLEAN in attacks:
-        raise ValueError(f"an attack cannot be called {CLEAN!r}: that is attack zero of every record")
     chunks = list(_rechunked(batches, chunk))
     if not chunks:
         raise ValueError("expected at least one image to evaluate on, got none")
     for x, _ in chunks:
         sanity.check_images(x)
+    if keep_images and ledger is None:
+        raise ValueError("there is no ledger to keep the images in; give ledger=FOLDER")
+    mine = _own_chunks(len(chunks), shard)
     counted = Counted(model)
+    num_classes, is_deterministic = _probed(counted, chunks[0][0][:8])
+    attacks, findings = fitted(attacks, num_classes)
+    works = plan(attacks, chains or {}, may_share=is_deterministic)
     policies = {policy for attack in attacks.values() if isinstance(policy := getattr(attack, "policy", None), Policy)}
     for policy in policies:
         with crafting(counted, policy, example=chunks[0][0]):
             pass  # what a policy must find out about a network, once, is not an attack's cost
-    columns = {
-        attack_name: [
-            run_cell(counted, attack, attack_name, x, y, threat=threat, seed=cell_seed(seed, attack_name, index))
-            for index, (x, y) in enumerate(track(chunks, attack_name, total=len(chunks)))
-        ]
-        for attack_name, attack in ({CLEAN: _nothing} | dict(attacks)).items()
-    }
-    labels = np.concatenate([y.cpu().numpy() for _, y in chunks])
     hashes = {"data": data_hash}
     if isinstance(model, nn.Module):
         hashes["weights"] = state_hash(model.state_dict())
+    about = Provenance.collect(command=command, seed=seed, hashes=hashes)
+    book = Ledger(ledger, {} if ledger is None else _identity(hashes.get("weights", ""), chunks, threat, seed, chunk))
+    column = columns(attacks, works)
+    _recognise(counted, chunks[0], book.find(column[CLEAN], 0), threat, ledger)
+    runnable = {CLEAN: untouched} | attacks
+    for work in works:
+        last = work.attacks[-1]
+        for index in track(mine, last, total=len(mine)):
+            if all(book.find(column[attack], index, with_images=keep_images) for attack in work.attacks):
+                continue
+            cells = run_cells(
+                counted, {attack: runnable[attack] for attack in work.attacks}, *chunks[index], threat=threat,
+                seed=cell_seed(seed, last, index), settled=_settled(book, [column[name] for name in work.after], index),
+                keep_images=keep_images,
+            )  # fmt: skip
+            for attack, cell in cells.items():
+                book.put(column[attack], index, cell)
     return EvaluationRecord(
-        attacks=tuple(columns),
-        outcome=np.stack([np.concatenate([cell.outcome for cell in cells]) for cells in columns.values()]),
-        margin=np.stack([np.concatenate([cell.margin for cell in cells]) for cells in columns.values()]),
-        norm=np.stack([np.concatenate([cell.norm for cell in cells]) for cells in columns.values()]),
-        ids=np.arange(len(labels)),
-        labels=labels,
-        forwards=np.array([sum(cell.forwards for cell in cells) for cells in columns.values()]),
-        backwards=np.array([sum(cell.backwards for cell in cells) for cells in columns.values()]),
+        **_facts({attack: [book.cell(column[attack], index) for index in mine] for attack in runnable}),
+        ids=np.concatenate([_none(), *(np.arange(len(chunks[i][1])) + i * chunk for i in mine)]),
+        labels=np.concatenate([_none(), *(chunks[index][1].cpu().numpy() for index in mine)]),
         threat=threat,
         precision=", ".join(sorted({str(policy) for policy in policies})) or "float32",
         chunk=chunk,
-        settings={attack_name: repr(attack) for attack_name, attack in attacks.items()},
-        findings=(),
-        provenance=Provenance.collect(command=command, seed=seed, hashes=hashes),
+        settings={attack_name: settings(attack) for attack_name, attack in attacks.items()},
+        findings=findings,
+        provenance=about,
         name=name,
+        chains={chain: tuple(members) for chain, members in (chains or {}).items()},
     )
 
 
-def run_cell(model: Counted, attack: Attack, name: str, x: Tensor, y: Tensor, *, threat: Threat, seed: int) -> Cell:
-    """Run one attack on one chunk and judge it: float32, autocast off, the deployed model."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed seeds every one of them
-        torch.manual_seed(seed)
-        model.reset()
-        x_adv = attack(model, x, y)
-        forwards, backwards = model.forwards, model.backwards
-        norm = sanity.check_adversarial(name, x_adv, x, threat)
-        with judging(model) as deployed:
-            logits = sanity.check_logits(deployed(x_adv), len(x))
-    sanity.check_labels(y, logits.shape[1])
-    value = margin(logits, y)
-    return Cell(
-        outcome=(value > 0).cpu().numpy().astype(np.int8),
-        margin=value.float().cpu().numpy(),
-        norm=norm.float().cpu().numpy(),
-        forwards=forwards,
-        backwards=backwards,
-    )
+def _facts(cells: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
+    """Return a record's attacks, arrays and counts."""
+
+    def joined(field: str, dtype: type) -> NDArray[Any]:
+        rows = [np.concatenate([np.empty(0, dtype), *(getattr(cell, field) for cell in row)]) for row in cells.values()]
+        return np.stack(rows).astype(dtype)
+
+    return {
+        "attacks": tuple(cells), "outcome": joined("outcome", np.int8), "margin": joined("margin", np.float32),
+        "norm": joined("norm", np.float32),
+        "forwards": np.array([sum(cell.forwards for cell in row) for row in cells.values()], dtype=np.int64),
+        "backwards": np.array([sum(cell.backwards for cell in row) for row in cells.values()], dtype=np.int64),
+    }  # fmt: skip
 
 
-def cell_seed(seed: int, attack: str, index: int) -> int:
-    """Return the 63-bit seed of one cell's draws."""
-    digest = hashlib.sha256(f"evaluate {seed} {attack} {index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+def _settled(book: Ledger, before: Sequence[str], index: int) -> NDArray[np.bool_] | None:
+    """Return (n,) which samples of a chunk the attacks before have got wrong; None where there were no attacks."""
+    if not before:
+        return None
+    settled: NDArray[np.bool_] = (np.stack([book.cell(column, index).outcome for column in before]) == WRONG).any(0)
+    return settled
 
 
-def _nothing(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
-    """Attack zero: the clean images."""
-    return x
+def _probed(model: Classifier, x: Tensor) -> tuple[int, bool]:
+    """Return how many classes a model has, and whether it gives the same logits twice."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), judging(model) as deployed:
+        first = sanity.check_logits(deployed(x), len(x))
+        return first.shape[1], torch.equal(first, deployed(x))
+
+
+def _recognise(
+    model: Counted, data: tuple[Tensor, Tensor], known: Cell | None, threat: Threat, folder: Path | None
+) -> None:
+    """Refuse a ledger whose clean margins are not this model's: weights do not tell all, a callable has none."""
+    if known is None:
+        return
+    ours = run_cells(model, {CLEAN: untouched}, *data, threat=threat, seed=0)[CLEAN].margin
+    if known.margin.shape != ours.shape or not np.allclose(known.margin, ours, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{folder} is the ledger of another network: on the clean images its margins are others; "
+            "give this evaluation another ledger="
+        )
+
+
+def _identity(
+    weights: str, chunks: Sequence[tuple[Tensor, Tensor]], threat: Threat, seed: int, chunk: int
+) -> dict[str, Any]:
+    """Return what makes two evaluations the same but for their attacks, and two cells interchangeable."""
+    return {
+        "weights": weights,
+        "data": state_hash({f"{part}{index}": pair[part] for index, pair in enumerate(chunks) for part in (0, 1)}),
+        "samples": sum(len(y) for _, y in chunks), "norm": threat.norm, "eps": threat.eps, "seed": seed,
+        "chunk": chunk, "code": source_hash(*CODE), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _own_chunks(count: int, shard: tuple[int, int]) -> range:
+    index, shards = shard
+    if not 0 <= index < shards:
+        raise ValueError(f"expected shard (i, k) with 0 <= i < k, got ({index}, {shards})")
+    return range(index, count, shards)
+
+
+def _none() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
 
 
 def _rechunked(batches: Iterable[tuple[Tensor, Tensor]], chunk: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,13 +1,16 @@
-"""Any classifier of torchvision or timm by its name; nothing is downloaded unless `pretrained` asks for it.
+"""Any classifier of torchvision, timm or a torch.hub repository by its name.
 
-Both libraries' networks keep their code, their layers' names and their state-dict keys.
+Of the first two nothing is downloaded unless `pretrained` asks for it. Networks keep their code, their layers' names
+and their state-dict keys.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from fsr_lab.model.points import feature_info
@@ -88,6 +91,35 @@ def from_timm(
         nn.Module,
         timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **more),
     )
+
+
+def from_torch_hub(
+    repository: str,
+    name: str,
+    *,
+    options: Mapping[str, Option] | None = None,
+) -> nn.Module:
+    """Build a network by a repository's `hubconf.py`; it runs that repository's code.
+
+    Args:
+        repository: "owner/name[:tag]" on GitHub, fetched once; or a folder of this machine.
+        name: of an entry point there.
+        options: its arguments, such as `num_classes` and `pretrained`.
+
+    Raises:
+        ValueError: no such repository or entry point, or what it builds is no network.
+    """
+    source = "local" if Path(repository).is_dir() else "github"
+    try:
+        names = torch.hub.list(repository, source=source, trust_repo=True)
+    except (FileNotFoundError, OSError, ValueError, KeyError) as err:
+        raise ValueError(f"no hubconf.py to be read in {repository} ({err}); give owner/name, or a folder") from err
+    if name not in names:
+        raise ValueError(_nearest(repository, name, names))
+    network = torch.hub.load(repository, name, source=source, trust_repo=True, **dict(options or {}))
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} of {repository} gives a {type(network).__name__}, not a network")
+    return network
 
 
 def expand_declared(backbone: nn.Module, point: str) -> list[str]:

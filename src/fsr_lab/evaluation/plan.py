@@ -1,0 +1,90 @@
+"""What an evaluation runs: which attacks together, and which on the samples only that others left."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fsr_lab.core.record import CLEAN, Finding
+from fsr_lab.core.suggest import unknown
+from fsr_lab.core.types import Attack, Classifier, FitsClasses, SharesPath
+
+
+class Work(NamedTuple):
+    """Attacks that are run together on each chunk, and what must have been withstood before.
+
+    Attributes:
+        attacks: names; of several, the last does the work and the others take their part of it.
+        after: attacks whose victims are left out.
+    """
+
+    attacks: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+def plan(attacks: Mapping[str, Attack], chains: Mapping[str, Sequence[str]], *, may_share: bool) -> list[Work]:
+    """Return the works in an order in which each finds what it needs, the clean images first.
+
+    Args:
+        attacks: by name, without "clean".
+        chains: {name: attacks in order}.
+        may_share: run attacks of one family once. Right for networks that give the same logits twice.
+
+    Raises:
+        ValueError: a chain names no attack, an attack is called "clean" or stands in two chains.
+    """
+    if CLEAN in attacks:
+        raise ValueError(f"an attack cannot be called {CLEAN!r}: that is attack zero of every record")
+    chained = [attack for chain in chains.values() for attack in chain]
+    for attack in chained:
+        if attack not in attacks:
+            raise ValueError(unknown("attack of this evaluation", attack, attacks))
+        if chained.count(attack) > 1:
+            raise ValueError(f"{attack!r} stands in two chains; give it a second name for the second one")
+    families: dict[object, list[str]] = {}
+    for name, attack in attacks.items():
+        if name not in chained:
+            family = attack.family if may_share and isinstance(attack, SharesPath) else None
+            families.setdefault(name if family is None else family, []).append(name)
+    works = [Work((CLEAN,))]
+    works += [Work(tuple(sorted(names, key=lambda name: _length(attacks[name])))) for names in families.values()]
+    for chain in chains.values():
+        works += [Work((attack,), (CLEAN, *chain[:place])) for place, attack in enumerate(chain)]
+    return works
+
+
+def fitted(attacks: Mapping[str, Attack], num_classes: int) -> tuple[dict[str, Attack], tuple[Finding, ...]]:
+    """Return the attacks, those replaced whose loss needs more classes, and a warning for each of these."""
+    found, findings = dict(attacks), []
+    for name, attack in attacks.items():
+        if isinstance(attack, FitsClasses) and (other := attack.for_classes(num_classes)) != attack:
+            found[name] = other
+            text = f"{name} needs more than {num_classes} classes and was run with another loss: {other}"
+            findings.append(Finding("classes", "warn", num_classes, text, (name,)))
+    return found, tuple(findings)
+
+
+def settings(attack: Attack) -> str:
+    """Return all of an attack's parameters as text, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(attack))
+
+
+def columns(attacks: Mapping[str, Attack], works: Sequence[Work]) -> dict[str, str]:
+    """Return the ledger's column of each attack: its name, and a digest of its settings and of what went before it."""
+    found = {CLEAN: CLEAN}
+    for work in works[1:]:
+        for name in work.attacks:
+            text = "\n".join([settings(attacks[name]), *(found[before] for before in work.after)])
+            found[name] = f"{name} {hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return found
+
+
+def untouched(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    """Attack zero: the clean images."""
+    return x
+
+
+def _length(attack: Attack) -> int:
+    return int(getattr(attack, "steps", 0))
