@@ -14,7 +14,7 @@ from fsr_lab.core.types import DefenseOutput
 from fsr_lab.defense.fsr import FSR
 from fsr_lab.engine.build import build_model
 from fsr_lab.model.defended import attach
-from fsr_lab.model.library_model import expand_declared, from_timm, from_torchvision
+from fsr_lab.model.library_model import expand_declared, from_timm, from_torch_hub, from_torchvision
 from fsr_lab.model.points import feature_points
 
 
@@ -273,3 +273,36 @@ def test_a_defended_timm_network_compiles_to_one_graph(name, point):
     wanted = model(x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), wanted, atol=1e-5, rtol=0)
+
+
+HUBCONF = """
+dependencies = ["torch"]
+import torch
+
+def small(num_classes=10):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, num_classes))
+
+def words():
+    return "no network"
+"""
+
+
+def test_a_network_of_a_hub_repository_is_built_by_its_entry_point(tmp_path):
+    (tmp_path / "hubconf.py").write_text(HUBCONF)
+    network = from_torch_hub(str(tmp_path), "small", options={"num_classes": 4})
+    assert network(torch.rand(2, 3, 2, 2)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("large", "has no entry point 'large' in its hubconf.py"), ("words", "words of .* gives a str, not a network")],
+)
+def test_a_wrong_entry_point_is_told(tmp_path, name, message):
+    (tmp_path / "hubconf.py").write_text(HUBCONF)
+    with pytest.raises(ValueError, match=message):
+        from_torch_hub(str(tmp_path), name)
+
+
+def test_a_folder_that_is_no_hub_repository_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"no hubconf.py in .*; give owner/name, or a folder"):
+        from_torch_hub(str(tmp_path), "small")

@@ -149,7 +149,7 @@ class EvaluationRecord:
                 attacks=tuple(header["attacks"]), threat=Threat(**header["threat"]), name=header["name"],
                 precision=header["precision"], chunk=header["chunk"], settings=header["settings"],
                 provenance=Provenance(**header["provenance"]),
-                findings=tuple(Finding(*about, tuple(attacks)) for *about, attacks in header["findings"]),
+                findings=tuple(Finding(*about[:4], *map(tuple, about[4:])) for about in header["findings"]),
                 chains={name: tuple(chain) for name, chain in header.get("chains", {}).items()}, **arrays,
             )  # fmt: skip
         except DAMAGES as err:

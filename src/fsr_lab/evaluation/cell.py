@@ -35,8 +35,8 @@ class Cell:
     outcome: NDArray[np.int8]
     margin: NDArray[np.float32]
     norm: NDArray[np.float32]
-    forwards: int
-    backwards: int
+    forwards: int = 0
+    backwards: int = 0
     images: NDArray[np.float32] | None = None
 
 
@@ -75,14 +75,15 @@ def run_cells(
         torch.manual_seed(seed)
         model.reset()
         found = _attacked(list(attacks.values()), model, inputs, labels) if len(rows) else [inputs] * len(attacks)
-        passes = {"forwards": model.forwards, "backwards": model.backwards}
+        forwards, backwards = model.forwards, model.backwards
         for name, x_adv in zip(attacks, found, strict=True):
-            costs = passes if name == list(attacks)[-1] else dict.fromkeys(passes, 0)
-            cells[name] = Cell(**_judged(model, name, x_adv, inputs, labels, threat, alive), **costs)
+            cells[name] = _judged(model, name, x_adv, inputs, labels, threat, alive)
             if keep_images:
                 images = x.clone()
                 images[rows] = x_adv.to(images)
                 cells[name] = replace(cells[name], images=images.float().cpu().numpy())
+    longest = list(attacks)[-1]
+    cells[longest] = replace(cells[longest], forwards=forwards, backwards=backwards)
     return cells
 
 
@@ -101,8 +102,8 @@ def _attacked(attacks: Sequence[Attack], model: Counted, x: Tensor, y: Tensor) -
 
 def _judged(
     model: Counted, name: str, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat, alive: NDArray[np.bool_]
-) -> dict[str, NDArray]:
-    """Return outcome, margin and norm of a whole chunk, of which x_adv are the samples that are alive."""
+) -> Cell:
+    """Return the cell, without its passes, of a whole chunk, of which x_adv are the samples that are alive."""
     outcome = np.full(len(alive), NOT_RUN, dtype=np.int8)
     margins, norms = (np.full(len(alive), np.nan, dtype=np.float32) for _ in range(2))
     if len(x):
@@ -113,4 +114,4 @@ def _judged(
         value = margin(logits, y)
         outcome[alive] = (value > 0).cpu().numpy()
         margins[alive], norms[alive] = (values.float().cpu().numpy() for values in (value, norm))
-    return {"outcome": outcome, "margin": margins, "norm": norms}
+    return Cell(outcome=outcome, margin=margins, norm=norms)

@@ -37,12 +37,12 @@ def plan(attacks: Mapping[str, Attack], chains: Mapping[str, Sequence[str]], *, 
     """
     if CLEAN in attacks:
         raise ValueError(f"an attack cannot be called {CLEAN!r}: that is attack zero of every record")
-    chained = [attack for chain in chains.values() for attack in chain]
-    for attack in chained:
-        if attack not in attacks:
-            raise ValueError(unknown("attack of this evaluation", attack, attacks))
-        if chained.count(attack) > 1:
-            raise ValueError(f"{attack!r} stands in two chains; give it a second name for the second one")
+    chained = [name for chain in chains.values() for name in chain]
+    for name in chained:
+        if name not in attacks:
+            raise ValueError(unknown("attack of this evaluation", name, attacks))
+        if chained.count(name) > 1:
+            raise ValueError(f"{name!r} stands in two chains; give it a second name for the second one")
     families: dict[object, list[str]] = {}
     for name, attack in attacks.items():
         if name not in chained:
@@ -51,7 +51,7 @@ def plan(attacks: Mapping[str, Attack], chains: Mapping[str, Sequence[str]], *, 
     works = [Work((CLEAN,))]
     works += [Work(tuple(sorted(names, key=lambda name: _length(attacks[name])))) for names in families.values()]
     for chain in chains.values():
-        works += [Work((attack,), (CLEAN, *chain[:place])) for place, attack in enumerate(chain)]
+        works += [Work((name,), (CLEAN, *chain[:place])) for place, name in enumerate(chain)]
     return works
 
 

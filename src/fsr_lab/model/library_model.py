@@ -111,12 +111,13 @@ def from_torch_hub(
     """
     source = "local" if Path(repository).is_dir() else "github"
     try:
-        names = torch.hub.list(repository, source=source, trust_repo=True)
-    except (FileNotFoundError, OSError, ValueError, KeyError) as err:
-        raise ValueError(f"no hubconf.py to be read in {repository} ({err}); give owner/name, or a folder") from err
-    if name not in names:
-        raise ValueError(_nearest(repository, name, names))
-    network = torch.hub.load(repository, name, source=source, trust_repo=True, **dict(options or {}))
+        network = torch.hub.load(repository, name, source=source, trust_repo=True, **dict(options or {}))
+    except FileNotFoundError as err:
+        raise ValueError(f"no {Path(str(err.filename)).name} in {repository}; give owner/name, or a folder") from err
+    except RuntimeError as err:
+        if "Cannot find callable" not in str(err):
+            raise
+        raise ValueError(f"{repository} has no entry point {name!r} in its hubconf.py") from err
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} of {repository} gives a {type(network).__name__}, not a network")
     return network
