@@ -1,0 +1,149 @@
+"""What a record's own numbers say about the attacks that made them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord, Finding
+from fsr_lab.evaluation.sanity import NORM_SLACK
+
+POINTS = 0.002
+"""Accuracies may be out of order by this without meaning anything; AutoAttack's limit for Square over its others."""
+MANY_POINTS = 0.01
+"""By this they may not: papers report differences of one point as progress."""
+
+GRADIENT_FREE = re.compile(r"\b(Square|NAttack|SPSA|Transfer)\(")
+"""Attacks that no gradient of the attacked network can mislead, by their settings' text."""
+STEPS = re.compile(r"\bsteps=(\d+)")
+WAY_THERE = re.compile(r"\b(steps|relative_step|random_start)=[^,)]+")
+"""What FGSM and PGD differ in."""
+
+
+def inside_ball(record: EvaluationRecord) -> Finding | None:
+    """Check that every perturbation lies in the threat set, as the evaluator measured it."""
+    run = record.outcome != NOT_RUN
+    if not run.any():
+        return None
+    outside = run & ~(record.norm <= record.threat.eps + NORM_SLACK)  # a NaN is outside, too
+    share = float(outside.sum() / run.sum())
+    guilty = tuple(name for name, row in zip(record.attacks, outside, strict=True) if row.any())
+    largest = float(np.nanmax(record.norm, initial=0, where=run))
+    text = f"{share:.1%} of the perturbations are larger than {record.threat}; the largest is {largest:.6f}"
+    return Finding("inside-ball", "fail" if guilty else "pass", share, text, guilty)
+
+
+def gradient_free(record: EvaluationRecord) -> Finding | None:
+    """Check that no attack without the network's gradients leaves fewer right than all attacks with them."""
+    ours = [name for name in record.attacks if name != CLEAN]
+    free = {name for name in ours if GRADIENT_FREE.search(record.settings.get(name, ""))}
+    led = tuple(name for name in ours if name not in free)
+    leads = {name: lead for name in ours if name in free and (lead := _lead(record, name, led)) is not None}
+    if not leads:
+        return None
+    best = max(leads, key=leads.__getitem__)
+    said = f"{best}, which needs no gradient, is ahead of the gradient attacks by {_points(leads[best])}"
+    # one image may be luck
+    if leads[best] > max(POINTS, 1.5 / len(record)):
+        return Finding("gradient-free", "fail", leads[best], f"{said}: gradients mislead or they are too weak", led)
+    return Finding("gradient-free", "pass", leads[best], said)
+
+
+def more_steps(record: EvaluationRecord) -> Finding | None:
+    """Check that of attacks that are equal but for their steps, the longer leaves no more right."""
+    groups = defaultdict(list)
+    for name, steps in _steps(record):
+        groups[STEPS.sub("steps=", record.settings[name])].append((steps, name))
+    pairs = [pair for group in groups.values() for pair in pairwise(sorted(group))]
+    rises = [(_accuracy(record, long) - _accuracy(record, short), long, short) for (_, short), (_, long) in pairs]
+    if not rises:
+        return None
+    rise, long, short = max(rises)
+    said = f"{long} leaves {_points(rise)} more right than {short}"
+    return _graded(record, "more-steps", rise, said, (short, long))
+
+
+def fgsm(record: EvaluationRecord) -> Finding | None:
+    """Check that one step of an attack leaves no less right than many steps with the same loss."""
+    groups = defaultdict(list)
+    for name, steps in _steps(record):
+        groups[WAY_THERE.sub("", record.settings[name])].append((steps, name))
+    rises = [
+        (_accuracy(record, many) - _accuracy(record, one), many, one)
+        for group in groups.values()
+        for steps_one, one in group
+        for steps_many, many in group
+        if steps_one == 1 < steps_many
+    ]
+    if not rises:
+        return None
+    rise, many, one = max(rises)
+    return _graded(record, "fgsm", rise, f"{many} leaves {_points(rise)} more right than {one}'s single step", (many,))
+
+
+def ensemble(record: EvaluationRecord) -> Finding | None:
+    """Check that the worst case over all attacks, by margins, is no more than any single attack, by outcomes."""
+    rows = [index for index, row in enumerate(record.outcome) if not (row == NOT_RUN).any()]
+    if not rows or not len(record):
+        return None
+    withstood = (record.margin > 0) | (record.outcome == NOT_RUN)
+    worst = float(withstood.all(axis=0).mean())
+    accuracies = (record.outcome[rows] != WRONG).mean(axis=1)
+    least = int(accuracies.argmin())
+    gap = worst - float(accuracies[least])
+    text = f"the worst case over all attacks leaves {worst:.2%} right, {record.attacks[rows[least]]} alone "
+    text += f"{accuracies[least]:.2%}"
+    if gap > 0:
+        return Finding("ensemble", "fail", gap, f"{text}: margins and outcomes are not of one evaluation")
+    return Finding("ensemble", "pass", gap, text)
+
+
+def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | None:
+    """Return by how much an attack leaves fewer right than the gradient attacks; None where there is none of these.
+
+    One that was run on all samples is compared with the strongest of them; one that only saw what the attacks before
+    it in a chain had left, with these: what it takes from them is its lead.
+    """
+    row = record.outcome[record.attacks.index(name)]
+    if not (row == NOT_RUN).any():
+        whole = [record.worst_case((attack,)).mean() for attack in led if _is_whole(record, attack)]
+        chained = [
+            record.worst_case((CLEAN, *(attack for attack in chain if attack in led))).mean()
+            for chain in record.chains.values()
+            if set(chain) & set(led)
+        ]
+        return float(min(whole + chained) - (row != WRONG).mean()) if whole or chained else None
+    before = [chain[: chain.index(name)] for chain in record.chains.values() if name in chain]
+    return float((row == WRONG).mean()) if any(set(names) & set(led) for names in before) else None
+
+
+def _steps(record: EvaluationRecord) -> Iterator[tuple[str, int]]:
+    """Yield the attacks that were run on all samples and have a number of steps, with it."""
+    for name in record.attacks:
+        found = STEPS.search(record.settings.get(name, ""))
+        if found and _is_whole(record, name):
+            yield name, int(found[1])
+
+
+def _is_whole(record: EvaluationRecord, name: str) -> bool:
+    return not (record.outcome[record.attacks.index(name)] == NOT_RUN).any()
+
+
+def _accuracy(record: EvaluationRecord, name: str) -> float:
+    return float(record.correct(name).mean())
+
+
+def _graded(record: EvaluationRecord, check: str, rise: float, said: str, attacks: tuple[str, ...]) -> Finding:
+    """Grade an accuracy that is higher than it should be; one sample, or two of a failure, never count."""
+    n = len(record)
+    if rise > max(MANY_POINTS, 2.5 / n):
+        return Finding(check, "fail", rise, f"{said}: the gradient does not tell the way", attacks)
+    if rise > max(POINTS, 1.5 / n):
+        return Finding(check, "warn", rise, f"{said}: the attack does not converge", attacks)
+    return Finding(check, "pass", rise, said)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f} points"
