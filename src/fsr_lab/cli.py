@@ -25,9 +25,11 @@ from fsr_lab.core.suggest import unknown
 
 if TYPE_CHECKING:
     from fsr_lab.core.cost import CostRow
+    from fsr_lab.model.defended import DefendedModel
 
 OVERRIDES = "overrides.yaml"
 CONFIGS = "pkg://fsr_lab.conf"
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 Task = Callable[[DictConfig], None]
@@ -109,6 +111,30 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
         return
     record.save(run / "records", "evaluation")
     print_report(run)
+
+
+def doctor(session: Session, cfg: DictConfig) -> None:
+    """Examine a trained network, review its records, and print what was found; or explain one check."""
+    from rich.console import Console
+
+    from fsr_lab.core.explain import explanation
+
+    if cfg.explain is not None:
+        print(explanation(cfg.explain))
+        return
+    from fsr_lab.engine import build
+    from fsr_lab.engine import run as engine
+    from fsr_lab.engine.consultation import consult
+    from fsr_lab.report.doctor import diagnosis
+
+    cfg, name, weights = chosen_network(cfg)
+    found = consult(
+        loaded_network(cfg, weights), engine.opened_data(cfg), build.build_threat(cfg), name=name, samples=cfg.samples,
+        device=engine.best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
+    )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 160).print(diagnosis(*found))
+    if found.has_failed:
+        session.exit_code = max(session.exit_code, FAILED)
 
 
 def prepare(session: Session, cfg: DictConfig) -> None:
@@ -242,6 +268,16 @@ def chosen_network(cfg: DictConfig) -> tuple[DictConfig, str, tuple[Path, str | 
     return cfg, label or name, (path, cfg.average)
 
 
+def loaded_network(cfg: DictConfig, weights: tuple[Path, str | None] | None) -> "DefendedModel":
+    """Build a config's network with its weights, if it does not come with its own, in eval mode."""
+    from fsr_lab.engine import build, checkpoints
+
+    model = build.build_model(cfg)
+    if weights is not None:
+        checkpoints.load_weights(model, *weights)
+    return model.eval()
+
+
 def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     """Return the config with the run's network, data and threat in it, and the checkpoint's path.
 
@@ -306,6 +342,7 @@ def holds_costs(folder: Path) -> bool:
 VERBS: dict[str, tuple[Callable[[Session, DictConfig], None], str]] = {
     "train": (train, "train a network by a strategy, with or without a defence, and attack it"),
     "evaluate": (evaluate, "attack a trained network and print its table"),
+    "doctor": (doctor, "examine a trained network for what makes robustness numbers wrong"),
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
@@ -313,7 +350,7 @@ REPORT = "make the table and pages of a run, a sweep or an artefact folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 2 for a wrong input, 130 for an interrupted run."""
+    """Run one verb and return the exit code: 0, 1 of a failed check, 2 of a wrong input, 130 of an interrupted run."""
     argv = list(sys.argv[1:] if argv is None else argv)
     session = Session(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):

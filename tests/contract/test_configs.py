@@ -56,6 +56,12 @@ def test_prepare_composes(compose_config):
     assert resolved(compose_config("dataset=cifar10", verb="prepare"))["dataset"]["name"] == "cifar10"
 
 
+def test_doctor_composes_without_attacks(compose_config):
+    cfg = resolved(compose_config("threat.eps=5/255", "dataset=toy", verb="doctor"))
+    assert (cfg["threat"]["eps"], cfg["dataset"]["name"], cfg["samples"]) == ("5/255", "toy", 64)
+    assert "evaluation" not in cfg
+
+
 def test_the_papers_protocol(compose_config):
     attacks = build_attacks(compose_config("dataset=cifar10"))
     found = {

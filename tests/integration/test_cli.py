@@ -49,7 +49,7 @@ def assert_same_outcome(one, other):
 def test_fsr_lists_the_verbs(fsr):
     outcome = fsr()
     assert outcome.code == 0
-    for verb in ("train", "evaluate", "prepare", "report"):
+    for verb in ("train", "evaluate", "doctor", "prepare", "report"):
         (line,) = [line for line in outcome.out.splitlines() if line.startswith(f"  fsr {verb} ")]
         assert len(line.split()) > 5  # the verb and what it is for
     assert fsr("--help").out == outcome.out

@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_package_every_config_and_no_test(wheel):
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     assert {f"fsr_lab/{name}" for name in configs} <= names
     assert modules <= names
-    assert "fsr_lab/py.typed" in names
+    assert {"fsr_lab/py.typed", "fsr_lab/core/doctor.md"} <= names
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"fsr_lab"}
     assert not [name for name in names if "test" in Path(name).name]
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fsr_lab.core.losses import cross_entropy, margin
 from fsr_lab.core.record import Finding
+from fsr_lab.core.units import as_fraction
 from fsr_lab.evaluation.subject import Subject
 
 BLIND_WARN, BLIND_FAIL = 0.05, 0.5
@@ -54,7 +55,7 @@ def falls_with_eps(subject: Subject) -> Finding:
     rungs = {eps: subject.under_pgd(eps) for eps in (threat.eps / 2, grey) if eps != threat.eps}
     rungs |= {0.0: subject.clean, threat.eps: subject.climb[max(subject.climb)]}
     ladder = [rungs[eps] for eps in sorted(rungs)]
-    said = "accuracy " + ", ".join(f"{rungs[eps]:.1%} at eps {eps:.3g}" for eps in sorted(rungs))
+    said = "accuracy " + ", ".join(f"{rungs[eps]:.1%} at eps {as_fraction(eps)}" for eps in sorted(rungs))
     if rungs[grey] > subject.commonest:
         text = f"{said}; there every image can be the same grey one, and {subject.commonest:.1%} is the most possible"
         return Finding("falls-with-eps", "fail", rungs[grey], text)
@@ -94,10 +95,10 @@ def _share_zero(gradient: Tensor) -> float:
 
 def _verdict(rise: float, subject: Subject) -> str:
     """Grade a rise of the accuracy; one sample, or two of a failure, never count."""
-    n = len(subject.x)
-    if rise > max(RISE_FAIL, 2.5 / n):
+    rounding, n = 1e-6, len(subject.x)
+    if rise > max(RISE_FAIL, 2 / n) + rounding:
         return "fail"
-    return "warn" if rise > max(RISE_WARN, 1.5 / n) else "pass"
+    return "warn" if rise > max(RISE_WARN, 1 / n) + rounding else "pass"
 
 
 def _first_line(err: Exception) -> str:

@@ -30,7 +30,7 @@ def inside_ball(record: EvaluationRecord) -> Finding | None:
     outside = run & ~(record.norm <= record.threat.eps + NORM_SLACK)  # a NaN is outside, too
     share = float(outside.sum() / run.sum())
     guilty = tuple(name for name, row in zip(record.attacks, outside, strict=True) if row.any())
-    largest = float(np.nanmax(record.norm, initial=0, where=run))
+    largest = record.norm[record.norm >= 0].max(initial=0)
     text = f"{share:.1%} of the perturbations are larger than {record.threat}; the largest is {largest:.6f}"
     return Finding("inside-ball", "fail" if guilty else "pass", share, text, guilty)
 
@@ -45,8 +45,7 @@ def gradient_free(record: EvaluationRecord) -> Finding | None:
         return None
     best = max(leads, key=leads.__getitem__)
     said = f"{best}, which needs no gradient, is ahead of the gradient attacks by {_points(leads[best])}"
-    # one image may be luck
-    if leads[best] > max(POINTS, 1.5 / len(record)):
+    if _exceeds(leads[best], POINTS, record):
         return Finding("gradient-free", "fail", leads[best], f"{said}: gradients mislead or they are too weak", led)
     return Finding("gradient-free", "pass", leads[best], said)
 
@@ -86,7 +85,7 @@ def fgsm(record: EvaluationRecord) -> Finding | None:
 def ensemble(record: EvaluationRecord) -> Finding | None:
     """Check that the worst case over all attacks, by margins, is no more than any single attack, by outcomes."""
     rows = [index for index, row in enumerate(record.outcome) if not (row == NOT_RUN).any()]
-    if not rows or not len(record):
+    if not rows:
         return None
     withstood = (record.margin > 0) | (record.outcome == NOT_RUN)
     worst = float(withstood.all(axis=0).mean())
@@ -103,8 +102,8 @@ def ensemble(record: EvaluationRecord) -> Finding | None:
 def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | None:
     """Return by how much an attack leaves fewer right than the gradient attacks; None where there is none of these.
 
-    One that was run on all samples is compared with the strongest of them; one that only saw what the attacks before
-    it in a chain had left, with these: what it takes from them is its lead.
+    One that was run on all samples is compared with the strongest of them. One that only saw what the attacks before
+    it in a chain had left is ahead by what it takes from these, if none with gradients comes after it there.
     """
     row = record.outcome[record.attacks.index(name)]
     if not (row == NOT_RUN).any():
@@ -115,8 +114,9 @@ def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | 
             if set(chain) & set(led)
         ]
         return float(min(whole + chained) - (row != WRONG).mean()) if whole or chained else None
-    before = [chain[: chain.index(name)] for chain in record.chains.values() if name in chain]
-    return float((row == WRONG).mean()) if any(set(names) & set(led) for names in before) else None
+    before = [(set(chain) & set(led), chain[: chain.index(name)]) for chain in record.chains.values() if name in chain]
+    is_last = any(with_gradients and with_gradients <= set(earlier) for with_gradients, earlier in before)
+    return float((row == WRONG).mean()) if is_last else None
 
 
 def _steps(record: EvaluationRecord) -> Iterator[tuple[str, int]]:
@@ -136,13 +136,17 @@ def _accuracy(record: EvaluationRecord, name: str) -> float:
 
 
 def _graded(record: EvaluationRecord, check: str, rise: float, said: str, attacks: tuple[str, ...]) -> Finding:
-    """Grade an accuracy that is higher than it should be; one sample, or two of a failure, never count."""
-    n = len(record)
-    if rise > max(MANY_POINTS, 2.5 / n):
+    """Grade an accuracy that is higher than it should be."""
+    if _exceeds(rise, MANY_POINTS, record, luck=2):
         return Finding(check, "fail", rise, f"{said}: the gradient does not tell the way", attacks)
-    if rise > max(POINTS, 1.5 / n):
+    if _exceeds(rise, POINTS, record):
         return Finding(check, "warn", rise, f"{said}: the attack does not converge", attacks)
     return Finding(check, "pass", rise, said)
+
+
+def _exceeds(difference: float, limit: float, record: EvaluationRecord, luck: int = 1) -> bool:
+    """Tell whether a difference of accuracies is above a limit, and more than `luck` samples; rounding aside."""
+    return difference > max(limit, luck / len(record)) + 1e-9
 
 
 def _points(share: float) -> str:

@@ -116,6 +116,8 @@ class Subject:
         python, arrays = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), crafting(self.model):
             torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
             # clones: inference tensors cannot enter autograd
             self.x, self.y = self.x.detach().clone(), self.y.clone()
             try:

@@ -1,0 +1,65 @@
+"""A trained network before the doctor: examined on a few test images, and the records of its run reviewed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fsr_lab.core.hashing import state_hash
+from fsr_lab.core.record import Finding
+from fsr_lab.core.threat import Threat
+from fsr_lab.dataset.base import ImageDataModule
+from fsr_lab.engine.run import load_records
+from fsr_lab.evaluation.doctor import examine, left_out, review
+from fsr_lab.model.defended import DefendedModel
+
+
+class Consultation(NamedTuple):
+    """What the doctor found.
+
+    Attributes:
+        findings: of the network by its name, and of each of its records.
+        left_out: checks of the network that were not run.
+    """
+
+    findings: Mapping[str, tuple[Finding, ...]]
+    left_out: tuple[str, ...]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any check fails."""
+        return any(finding.verdict == "fail" for found in self.findings.values() for finding in found)
+
+
+def consult(
+    model: DefendedModel,
+    data: ImageDataModule,
+    threat: Threat,
+    *,
+    name: str,
+    samples: int,
+    device: torch.device,
+    run: Path | None,
+) -> Consultation:
+    """Examine a network, and review what its run recorded of these very weights.
+
+    Args:
+        model: with its weights.
+        data: opened.
+        threat: the evaluation's.
+        name: of the network.
+        samples: how many test images, from the first.
+        device: to compute on.
+        run: its run directory; None where the weights came alone.
+    """
+    x, y = next(iter(data.test_batches(device, limit=samples)))
+    examined = examine(model.to(device), x, y, threat)
+    weights = state_hash(model.state_dict())
+    records = [] if run is None else load_records(run)
+    reviewed = {
+        f"record of {record.name}": review(record)
+        for record in records
+        if record.provenance.hashes.get("weights") == weights
+    }
+    return Consultation({name: examined, **reviewed}, left_out(examined))
