@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
-
 from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord, Finding
 from fsr_lab.evaluation.sanity import NORM_SLACK
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -57,8 +58,7 @@ class Subject:
     @property
     def logits(self) -> Tensor:
         """The output, once it is known to be one finite tensor (N, K)."""
-        assert isinstance(self.output, Tensor)
-        return self.output
+        return cast(Tensor, self.output)
 
     @cached_property
     def clean(self) -> float:
