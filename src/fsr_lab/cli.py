@@ -347,6 +347,7 @@ VERBS: dict[str, tuple[Callable[[Session, DictConfig], None], str]] = {
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
 REPORT = "make the table and pages of a run, a sweep or an artefact folder"
+COMPARE = "compare two records of the same samples: paired difference, interval, McNemar's test"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -365,10 +366,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb == "report":
             report_arguments(rest)
+        elif verb == "compare":
+            compare_arguments(rest)
         elif verb in VERBS:
             run_verb(session, verb, rest)
         else:
-            raise ValueError(unknown("verb", verb, [*VERBS, "report"]))
+            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare"]))
     except Exception as err:
         session.fail(err)
     except KeyboardInterrupt:
@@ -487,11 +490,36 @@ def report_arguments(argv: Sequence[str]) -> None:
     report(Path(argv[0]))
 
 
+def compare_arguments(argv: Sequence[str]) -> None:
+    """Parse `fsr compare RECORD RECORD [out=FOLDER]`, which needs no config."""
+    from rich.console import Console
+
+    from fsr_lab.report.page import compare_places
+
+    places = [word for word in argv if not word.startswith(("-", "out="))]
+    out = next((Path(word.removeprefix("out=")) for word in argv if word.startswith("out=")), None)
+    if len(places) != 2 or any(word.startswith("-") for word in argv):
+        print(f"fsr compare RECORD RECORD [out=FOLDER]: {COMPARE}")
+        if argv and argv[0] not in ("-h", "--help"):
+            raise ValueError(f"expected two records, or folders that hold them, got {places}")
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for comparison in compare_places(Path(places[0]), Path(places[1]), out):
+        console.print(comparison.rich())
+    if out is not None:
+        print(f"comparison: {out}")
+
+
 def usage() -> str:
     """Return the verbs, one line each."""
     lines = ["fsr: adversarial training with Feature Separation and Recalibration", ""]
     lines += [f"  fsr {name:<9} {text}" for name, (_, text) in VERBS.items()]
-    lines += [f"  fsr {'report':<9} {REPORT}", "", "fsr <verb> --help lists the verb's groups and options."]
+    lines += [
+        f"  fsr {'report':<9} {REPORT}",
+        f"  fsr {'compare':<9} {COMPARE}",
+        "",
+        "fsr <verb> --help lists the verb's groups and options.",
+    ]
     return "\n".join(lines)
 
 

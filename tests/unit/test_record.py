@@ -50,7 +50,7 @@ def same(left, right):
         and getattr(left, field).dtype == getattr(right, field).dtype
         for field in ARRAYS
     )
-    rest = ("attacks", "threat", "precision", "chunk", "settings", "findings", "provenance", "name")
+    rest = ("attacks", "chains", "threat", "precision", "chunk", "settings", "findings", "provenance", "name")
     return arrays and all(getattr(left, field) == getattr(right, field) for field in rest)
 
 
@@ -218,3 +218,69 @@ def test_arrays_of_another_record_are_refused(record, tmp_path):
     path = record.save(tmp_path, "last")
     np.savez(tmp_path / "last.npz", **{field: getattr(record, field)[..., :3] for field in ARRAYS})
     refused(path)
+
+
+def test_chains_and_touched_attacks_come_back(record, tmp_path):
+    finding = Finding("gradient-free", "fail", 0.4, "the white-box attacks are weaker", ("pgd20", "pgd100"))
+    stored = replace(record, chains={"both": ("pgd20", "cw30")}, findings=(finding,))
+    loaded = EvaluationRecord.load(stored.save(tmp_path, "last"))
+    assert loaded.chains == {"both": ("pgd20", "cw30")}
+    assert loaded.findings == (finding,)
+
+
+def test_a_record_of_before_there_were_chains_still_loads(record, tmp_path):
+    path = record.save(tmp_path, "last")
+    header = json.loads(path.read_text())
+    del header["chains"]
+    header["findings"] = [finding[:4] for finding in header["findings"]]
+    path.write_text(json.dumps(header))
+    loaded = EvaluationRecord.load(path)
+    assert loaded.chains == {}
+    assert loaded.findings == record.findings
+
+
+def test_a_chain_of_attacks_that_are_not_there_is_refused(record):
+    with pytest.raises(ValueError, match="no attack in this record named 'square'"):
+        replace(record, chains={"all": ("pgd20", "square")})
+
+
+def part(record, rows):
+    picked = {name: getattr(record, name)[:, rows] for name in ("outcome", "margin", "norm")}
+    picked |= {name: getattr(record, name)[rows] for name in ("ids", "labels")}
+    passes = {name: getattr(record, name) * len(rows) // 6 for name in ("forwards", "backwards")}
+    return replace(record, **picked, **passes)
+
+
+@pytest.mark.parametrize("shards", [([0, 1, 2, 3, 4, 5],), ([0, 3], [1, 4], [2, 5]), ([4, 5], [], [2, 3, 0, 1])])
+def test_shards_join_to_the_whole_whatever_their_order(record, shards):
+    assert same(EvaluationRecord.merged([part(record, rows) for rows in shards]), record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": Threat(norm="linf", eps="4/255")}, "their threat differ"),
+        ({"chunk": 7}, "their chunk differ"),
+        ({"settings": {"fgsm": "PGD(steps=2)"}}, "their settings differ"),
+        ({"chains": {"all": ("fgsm",)}}, "their chains differ"),
+    ],
+)
+def test_what_is_not_of_one_evaluation_does_not_merge(record, change, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationRecord.merged([part(record, [0, 1]), replace(part(record, [2, 3]), **change)])
+
+
+def test_records_of_other_weights_do_not_merge(record):
+    other = replace(record.provenance, hashes={"data": "abc", "weights": "other"})
+    with pytest.raises(ValueError, match="their weights or data differ"):
+        EvaluationRecord.merged([part(record, [0, 1]), replace(part(record, [2, 3]), provenance=other)])
+
+
+def test_one_sample_in_two_shards_is_refused(record):
+    with pytest.raises(ValueError, match="sample 1 is in two of these records"):
+        EvaluationRecord.merged([part(record, [0, 1]), part(record, [1, 2])])
+
+
+def test_nothing_does_not_merge():
+    with pytest.raises(ValueError, match="no record to merge"):
+        EvaluationRecord.merged([])

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fsr_lab.core.provenance import Provenance
-from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.record import EvaluationRecord, Finding
 from fsr_lab.core.threat import Threat
 from fsr_lab.report.table import accuracy_table
 
@@ -19,7 +19,7 @@ FULL = {
 }
 
 
-def record(name, outcome, eps="8/255"):
+def record(name, outcome, eps="8/255", chains=None, findings=()):
     rows = np.array(list(outcome.values()), dtype=np.int8)
     return EvaluationRecord(
         attacks=tuple(outcome),
@@ -34,7 +34,8 @@ def record(name, outcome, eps="8/255"):
         precision="float32",
         chunk=500,
         settings={},
-        findings=(),
+        findings=tuple(findings),
+        chains=chains or {},
         provenance=Provenance(command="", revision="", dirty=False, versions={}, hashes={}, host={}, seed=0),
         name=name,
     )
@@ -46,7 +47,7 @@ def table():
 
 
 def test_columns_are_all_attacks_and_both_ensembles(table):
-    headings = ("Natural", "FGSM", "PGD-20", "PGD-100", "C&W", "square", "Ensemble", "Ensemble ∧ clean")
+    headings = ("Natural", "FGSM", "PGD-20", "PGD-100", "C&W", "Square", "Ensemble", "Ensemble ∧ clean")
     assert table.headings == headings
     name, threat, n, values = table.rows[0]
     assert (name, threat, n) == ("AT+FSR", "linf 8/255", 4)
@@ -58,7 +59,7 @@ def test_columns_are_all_attacks_and_both_ensembles(table):
 def test_markdown_has_one_line_per_model(table):
     lines = table.markdown().splitlines()
     assert lines[0] == (
-        "| model | threat | n | Natural | FGSM | PGD-20 | PGD-100 | C&W | square | Ensemble | Ensemble ∧ clean |"
+        "| model | threat | n | Natural | FGSM | PGD-20 | PGD-100 | C&W | Square | Ensemble | Ensemble ∧ clean |"
     )
     assert lines[1] == "|---|---|--:|" + "--:|" * 8
     # Wilson's interval of 3 of 4, 2 of 4 and 1 of 4
@@ -76,7 +77,7 @@ def test_csv_has_one_line_per_value(table):
     assert len(rows) == 7 + 2
     assert rows[3] == {
         "model": "AT+FSR", "threat": "linf 8/255", "column": "PGD-100", "correct": "2", "n": "4",
-        "percent": "50.0000", "low": "15.0039", "high": "84.9961",
+        "percent": "50.0000", "low": "15.0039", "high": "84.9961", "marks": "",
     }  # fmt: skip
     assert {row["column"] for row in rows if row["model"] == "none"} == {"Natural", "square"}
 
@@ -105,3 +106,80 @@ def test_samples_not_run_count_as_lost_in_the_ensemble_only_where_another_attack
 def test_no_record_is_refused():
     with pytest.raises(ValueError, match="no evaluation record to make a table of; run fsr train or fsr evaluate"):
         accuracy_table([])
+
+
+AUTOATTACK = {"autoattack": ("apgd_ce", "apgd_t", "square")}
+LEFT = {
+    "clean": [1, 1, 1, 1, 0],
+    "apgd_ce": [1, 1, 1, 0, -1],
+    "apgd_t": [1, 1, 0, -1, -1],
+    "square": [1, 0, -1, -1, -1],
+}
+
+
+def counts(table, row=0):
+    return {
+        heading: None if value is None else value.correct
+        for heading, value in zip(table.headings, table.rows[row].values, strict=True)
+    }
+
+
+def test_a_chains_members_show_what_is_left_after_them():
+    table = accuracy_table([record("net", LEFT, chains=AUTOATTACK)])
+    assert counts(table) == {"Natural": 4, "APGD-CE": 3, "+APGD-T": 2, "+Square": 1, "AutoAttack": 1}
+    assert "+ stands for what is left after this one" in table.note
+
+
+def test_an_attack_alone_and_in_a_chain_are_two_columns():
+    alone = record("alone", {"clean": [1, 1], "apgd_ce": [0, 1]})
+    chained = record("chained", {"clean": [0, 1], "apgd_ce": [-1, 0]}, chains={"autoattack": ("apgd_ce",)})
+    table = accuracy_table([alone, chained])
+    assert table.headings == ("Natural", "APGD-CE", "APGD-CE", "AutoAttack")
+    assert [[value and value.correct for value in row.values] for row in table.rows] == [
+        [2, 1, None, None], [1, None, 0, 0],
+    ]  # fmt: skip
+
+
+def test_an_ensemble_of_attacks_not_run_everywhere_has_one_convention():
+    outcome = {
+        "clean": [1, 1, 0], "fgsm": [1, 1, -1], "pgd20": [1, 0, -1], "pgd100": [1, -1, -1], "cw30": [1, -1, -1]
+    }  # fmt: skip
+    chains = {"worst case": ("fgsm", "pgd20", "pgd100", "cw30")}
+    found = counts(accuracy_table([record("early", outcome, chains=chains)]))
+    assert "Ensemble" not in found
+    assert found["Ensemble ∧ clean"] == found["Worst case"] == 1
+
+
+def finding(verdict, *attacks):
+    return Finding("some check", verdict, 1.0, "something is wrong", attacks)
+
+
+def marked(*findings, outcome=FULL, chains=None):
+    table = accuracy_table([record("net", outcome, findings=findings, chains=chains)])
+    values = zip(table.headings, table.rows[0].values, strict=True)
+    return table, [heading for heading, value in values if value.is_doubtful]
+
+
+def test_a_failed_check_marks_every_number():
+    table, headings = marked(finding("pass"), finding("fail"))
+    assert headings == list(table.headings)
+    assert "75.00† [30.1, 95.4]" in table.markdown()
+    assert {row["marks"] for row in csv.DictReader(io.StringIO(table.csv()))} == {"†"}
+    assert {row["marks"] for row in table.plain()} == {"†"}
+    assert "a check of this evaluation failed" in table.note
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table.rich())
+    assert "75.00†" in console.export_text()
+
+
+def test_a_failed_check_of_one_attack_marks_what_rests_on_it():
+    assert marked(finding("fail", "pgd100"))[1] == ["PGD-100", "Ensemble", "Ensemble ∧ clean"]
+    assert marked(finding("fail", "apgd_t"), outcome=LEFT, chains=AUTOATTACK)[1] == [
+        "+APGD-T", "+Square", "AutoAttack",
+    ]  # fmt: skip
+
+
+def test_a_warning_marks_nothing():
+    table, headings = marked(finding("warn"), finding("warn", "fgsm"))
+    assert headings == []
+    assert "†" not in table.markdown()

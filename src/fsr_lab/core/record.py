@@ -4,7 +4,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -125,6 +125,34 @@ class EvaluationRecord:
         rows = self.outcome[[self.attacks.index(name) for name in names]]
         withstood: NDArray[np.bool_] = ~(rows == WRONG).any(axis=0)
         return withstood
+
+    @classmethod
+    def merged(cls, records: Sequence[Self]) -> Self:
+        """Return the record of all samples of several shards, in the order of their ids; passes are added up.
+
+        Raises:
+            ValueError: there is none, they are not of one evaluation, or two hold the same sample.
+        """
+        if not records:
+            raise ValueError("no record to merge")
+        first = records[0]
+        for what in ("attacks", "chains", "chunk", "precision", "settings", "threat"):
+            for record in records:
+                if getattr(record, what) != getattr(first, what):
+                    raise ValueError(f"these records are not shards of one evaluation: their {what} differ")
+        if any(record.provenance.hashes != first.provenance.hashes for record in records):
+            raise ValueError("these records are not shards of one evaluation: their weights or data differ")
+        ids = np.concatenate([record.ids for record in records])
+        order = np.argsort(ids, kind="stable")
+        if (repeated := ids[order][1:][np.diff(ids[order]) == 0]).size:
+            raise ValueError(f"sample {repeated[0]} is in two of these records; merge each shard once")
+        joined = {
+            name: np.concatenate([getattr(record, name) for record in records], axis=-1)[..., order]
+            for name in ("outcome", "margin", "norm", "ids", "labels")
+        }
+        passes = {name: sum(getattr(record, name) for record in records) for name in ("forwards", "backwards")}
+        findings = tuple(dict.fromkeys(finding for record in records for finding in record.findings))
+        return replace(first, **joined, **passes, findings=findings)
 
     def save(self, folder: Path, stem: str) -> Path:
         """Write `<stem>.npz` (arrays) and then `<stem>.json` (the rest), each whole or not at all."""

@@ -1,10 +1,15 @@
 """A folder's report: every record below it in one table, with where the numbers come from."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from fsr_lab.core.explain import explanations
 from fsr_lab.core.files import write_text
-from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.record import CLEAN, NOT_RUN, EvaluationRecord, Finding
+from fsr_lab.report.columns import HEADINGS
+from fsr_lab.report.paired import Comparison, compare
 from fsr_lab.report.table import Table, accuracy_table
 
 
@@ -24,9 +29,10 @@ def find_records(folder: Path) -> list[tuple[Path, EvaluationRecord]]:
 
 
 def write_report(folder: Path) -> tuple[Table, Path]:
-    """Write report.md and table.csv of all records below a folder; the same records give the same bytes."""
+    """Write report.md, table.csv and table.json of all records below a folder; the same records give the same bytes."""
     found = find_records(folder)
-    table = accuracy_table([record for _, record in found])
+    records = [record for _, record in found]
+    table = accuracy_table(records)
     notes = _read(folder / "notes.md")
     pictures = [path.relative_to(folder) for path in sorted(folder.glob("**/*.png"))]
     text = "\n".join([
@@ -34,14 +40,112 @@ def write_report(folder: Path) -> tuple[Table, Path]:
         *([notes] if notes else []),
         "## Robust accuracy\n",
         table.markdown(),
+        "## Findings\n",
+        _findings(records),
+        "## Cost\n",
+        _costs(records),
         "## Provenance\n",
         _provenance(folder, found),
         *(["## Pictures\n", *[f"![{path}]({path.as_posix()})\n" for path in pictures]] if pictures else []),
     ])  # fmt: skip
     path = folder / "report.md"
     write_text(folder / "table.csv", table.csv())
+    write_text(folder / "table.json", json.dumps(_machine_readable(table, found, folder), indent=1) + "\n")
     write_text(path, text)
     return table, path
+
+
+def compare_places(first: Path, second: Path, out: Path | None = None) -> list[Comparison]:
+    """Compare two records, or the records of two folders that have the same name, and write what was found to `out`.
+
+    Raises:
+        ValueError: a place holds no record, several where the other has none of the same name, or the records are not
+            of the same samples.
+    """
+    left, right = _records_at(first), _records_at(second)
+    if len(left) == len(right) == 1:
+        pairs = [(left.popitem()[1], right.popitem()[1])]
+    else:
+        pairs = [(record, right[name]) for name, record in left.items() if name in right]
+    if not pairs:
+        raise ValueError(
+            f"no records of one name in {first} ({sorted(left)}) and {second} ({sorted(right)}); give files"
+        )
+    found = [compare(*pair) for pair in pairs]
+    if out is not None:
+        write_text(out / "comparison.md", "\n".join(comparison.markdown() for comparison in found))
+        for number, comparison in enumerate(found):
+            stem = f"comparison{number or ''}"
+            write_text(out / f"{stem}.csv", comparison.csv())
+            write_text(out / f"{stem}.json", comparison.json())
+    return found
+
+
+def _records_at(place: Path) -> dict[str, EvaluationRecord]:
+    if place.is_file():
+        return {place.stem: EvaluationRecord.load(place)}
+    return {path.relative_to(place).as_posix(): record for path, record in find_records(place)}
+
+
+def _findings(records: Sequence[EvaluationRecord]) -> str:
+    """Return what the checks of each record found, and an explanation of every check that did not pass."""
+    lines, told = [], set()
+    for record in records:
+        doubts = [finding for finding in record.findings if finding.verdict != "pass"]
+        if not record.findings:
+            lines.append(f"{record.name}: no checks were made.\n")
+        elif not doubts:
+            lines.append(f"{record.name}: all {len(record.findings)} checks passed.\n")
+        else:
+            lines += [f"{record.name}, {len(doubts)} of {len(record.findings)} checks:\n",
+                      "| check | verdict | value | what it means | touches |", "|---|---|--:|---|---|"]  # fmt: skip
+            lines += [_finding(finding) for finding in doubts]
+            lines.append("")
+        told |= {finding.check for finding in doubts}
+    lines += [f"### {check}\n\n{text}\n" for check in sorted(told) if (text := explanations().get(check))]
+    return "\n".join(lines)
+
+
+def _finding(finding: Finding) -> str:
+    check = f"[{finding.check}](#{finding.check})" if finding.check in explanations() else finding.check
+    text, touched = finding.text.replace("|", "\\|"), ", ".join(finding.attacks) or "all numbers"
+    return f"| {check} | {finding.verdict.upper()} | {finding.value:.4g} | {text} | {touched} |"
+
+
+def _costs(records: Sequence[EvaluationRecord]) -> str:
+    """Return passes per sample of the split: of attacks that share a path, with the longest."""
+    lines = ["| model | attack | run on | forwards per sample | gradients per sample | crafted in |",
+             "|---|---|--:|--:|--:|---|"]  # fmt: skip
+    lines += [
+        f"| {record.name} | {HEADINGS.get(attack, attack)} | {int((outcome != NOT_RUN).sum())} | "
+        f"{forwards / len(record):.1f} | {backwards / len(record):.1f} | {record.precision} |"
+        for record in records
+        for attack, outcome, forwards, backwards in zip(
+            record.attacks, record.outcome, record.forwards, record.backwards, strict=True
+        )
+        if attack != CLEAN
+    ]
+    note = "Outcomes are judged in float32. Attacks that share a path are run once, and counted with the longest.\n"
+    return "\n".join([*lines, "", note])
+
+
+def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord]], folder: Path) -> dict[str, Any]:
+    return {
+        "values": table.plain(),
+        "records": [
+            {
+                "model": record.name, "record": path.relative_to(folder).as_posix(), "threat": str(record.threat),
+                "samples": len(record), "chunk": record.chunk, "precision": record.precision,
+                "forwards": dict(zip(record.attacks, record.forwards.tolist(), strict=True)),
+                "backwards": dict(zip(record.attacks, record.backwards.tolist(), strict=True)),
+                "chains": dict(record.chains), "settings": dict(record.settings),
+                "findings": [finding._asdict() for finding in record.findings],
+                "provenance": record.provenance.as_dict(),
+            }
+            for path, record in found
+        ],
+        "note": table.note,
+    }  # fmt: skip
 
 
 def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> str:

@@ -4,53 +4,50 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table as RichTable
 
-from fsr_lab.core.record import CLEAN, PAPER_FOUR, EvaluationRecord
-from fsr_lab.report.interval import Interval, wilson
+from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, Value, united, value
 
-HEADINGS = {CLEAN: "Natural", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw30": "C&W"}
-ENSEMBLE, ENSEMBLE_AND_CLEAN = "Ensemble", "Ensemble ∧ clean"
 NOTE = "Accuracy in percent on n test images, with Wilson's 95 % interval."
 ENSEMBLE_NOTE = (
     " Ensemble: the samples that withstand all of FGSM, PGD-20, PGD-100 and C&W (Eq. 6); ∧ clean: and are right "
     "unattacked, the released code's convention."
 )
+CHAIN_NOTE = (
+    " A chain's attacks are run on the samples that withstood those before: + stands for what is left after this one."
+)
+DAGGER_NOTE = f" {DAGGER}: a check of this evaluation failed, and the number is not to be believed; see the findings."
 
 
-class Value(NamedTuple):
-    """One accuracy: how many of n samples, and the interval of the share."""
+class Row(NamedTuple):
+    """One record's line: what is evaluated, the threat, the number of samples, a value or None for each column."""
 
-    correct: int
+    name: str
+    threat: str
     n: int
-    interval: Interval
-
-    def __str__(self) -> str:
-        return f"{self.percent:.2f} [{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
-
-    @property
-    def percent(self) -> float:
-        """The share in percent."""
-        return 100 * self.correct / self.n
+    values: tuple[Value | None, ...]
 
 
 class Table(NamedTuple):
-    """Rows of accuracies under common headings; a missing value is None.
-
-    Attributes:
-        headings: of the value columns.
-        rows: (name, threat, n, values).
-    """
+    """Rows of accuracies under common headings; a missing value is None."""
 
     headings: tuple[str, ...]
-    rows: tuple[tuple[str, str, int, tuple[Value | None, ...]], ...]
+    rows: tuple[Row, ...]
 
     @property
     def note(self) -> str:
-        """What the columns mean."""
-        return NOTE + (ENSEMBLE_NOTE if ENSEMBLE in self.headings else "")
+        """What the columns and marks mean."""
+        note = NOTE
+        if ENSEMBLE_AND_CLEAN in self.headings:
+            note += ENSEMBLE_NOTE
+        if any(heading.startswith("+") for heading in self.headings):
+            note += CHAIN_NOTE
+        if any(value is not None and value.is_doubtful for row in self.rows for value in row.values):
+            note += DAGGER_NOTE
+        return note
 
     def rich(self) -> RichTable:
         """Return the table for a terminal."""
@@ -73,59 +70,56 @@ class Table(NamedTuple):
         return "\n".join(lines) + f"\n\n{self.note}\n"
 
     def csv(self) -> str:
-        """Return one line per value: model, threat, column, correct, n, percent, low, high."""
+        """Return one line per value: model, threat, column, correct, n, percent, low, high, marks."""
         stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["model", "threat", "column", "correct", "n", "percent", "low", "high"])
-        for name, threat, _, values in self.rows:
-            for heading, value in zip(self.headings, values, strict=True):
-                if value is not None:
-                    ends = [f"{100 * end:.4f}" for end in value.interval]
-                    writer.writerow([name, threat, heading, value.correct, value.n, f"{value.percent:.4f}", *ends])
+        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.plain():
+            shares = {key: f"{row[key]:.4f}" for key in ("percent", "low", "high")}
+            writer.writerow(row | shares)
         return stream.getvalue()
+
+    def plain(self) -> list[dict[str, Any]]:
+        """Return one dictionary per value, as the CSV has them; percentages are unrounded."""
+        return [
+            {
+                "model": name, "threat": threat, "column": heading, "correct": value.correct, "n": n,
+                "percent": value.percent, "low": 100 * value.interval.low, "high": 100 * value.interval.high,
+                "marks": value.mark,
+            }
+            for name, threat, n, values in self.rows
+            for heading, value in zip(self.headings, values, strict=True)
+            if value is not None
+        ]  # fmt: skip
+
+
+FIELDS = ("model", "threat", "column", "correct", "n", "percent", "low", "high", "marks")
 
 
 def accuracy_table(records: Sequence[EvaluationRecord]) -> Table:
-    """Return Natural, every attack, and both Ensemble conventions where the paper's four attacks were run.
+    """Return Natural, every attack, both Ensemble conventions where the paper's four were run, and every chain.
 
     Raises:
         ValueError: there is no record.
     """
     if not records:
         raise ValueError("no evaluation record to make a table of; run fsr train or fsr evaluate first")
-    attacks = list(dict.fromkeys(name for record in records for name in record.attacks))
-    with_ensemble = any(_has_ensemble(record) for record in records)
+    columns = united(records)
     names = Counter(record.name for record in records)
-    headings = [HEADINGS.get(name, name) for name in attacks]
     rows = tuple(
-        (
+        Row(
             f"{record.name}, seed {record.provenance.seed}" if names[record.name] > 1 else record.name,
             str(record.threat),
             len(record),
-            (
-                *(_value(record, (name,)) if name in record.attacks else None for name in attacks),
-                *((_ensemble(record, PAPER_FOUR), _ensemble(record, (CLEAN, *PAPER_FOUR))) if with_ensemble else ()),
-            ),
+            tuple(value(record, column) for column in columns),
         )
         for record in records
     )
-    return Table((*headings, *((ENSEMBLE, ENSEMBLE_AND_CLEAN) if with_ensemble else ())), rows)
-
-
-def _has_ensemble(record: EvaluationRecord) -> bool:
-    return set(PAPER_FOUR) <= set(record.attacks)
-
-
-def _ensemble(record: EvaluationRecord, names: tuple[str, ...]) -> Value | None:
-    return _value(record, names) if _has_ensemble(record) else None
-
-
-def _value(record: EvaluationRecord, names: tuple[str, ...]) -> Value:
-    correct, n = int(record.worst_case(names).sum()), len(record)
-    return Value(correct, n, wilson(correct, n))
+    return Table(tuple(column.heading for column in columns), rows)
 
 
 def _stacked(value: Value | None) -> str:
     if value is None:
         return ""
-    return f"{value.percent:.2f}\n[dim]{100 * value.interval.low:.1f}–{100 * value.interval.high:.1f}[/dim]"
+    low, high = (100 * end for end in value.interval)
+    return f"{value.percent:.2f}{value.mark}\n[dim]{low:.1f}–{high:.1f}[/dim]"

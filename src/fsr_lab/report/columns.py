@@ -1,0 +1,107 @@
+"""The columns of a robustness table: which attacks each rests on, and what a record says in it."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from fsr_lab.core.record import CLEAN, NOT_RUN, PAPER_FOUR, EvaluationRecord
+from fsr_lab.report.interval import Interval, wilson
+
+HEADINGS = {
+    CLEAN: "Natural", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw30": "C&W", "apgd_ce": "APGD-CE",
+    "apgd_t": "APGD-T", "apgd_dlr": "APGD-DLR", "apgd_ce_eot": "APGD-CE EoT", "apgd_dlr_eot": "APGD-DLR EoT",
+    "fab": "FAB", "fab_t": "FAB-T", "square": "Square", "nattack": "𝒩Attack", "spsa": "SPSA", "mifgsm": "MI-FGSM",
+    "ti_fgsm": "TI-FGSM", "di_fgsm": "DI-FGSM", "transfer_ti": "TI-FGSM transfer", "transfer_di": "DI-FGSM transfer",
+    "transfer_mi": "MI-FGSM transfer", "pgd50_rs10": "PGD-50 ×10", "pgd1000": "PGD-1000 ×10",
+    "mt_margin100": "MT margin", "autoattack": "AutoAttack", "autoattack_rand": "AutoAttack rand",
+    "worst case": "Worst case",
+}  # fmt: skip
+"""How a table calls attacks and chains; another is called by its own name."""
+ENSEMBLE, ENSEMBLE_AND_CLEAN = "Ensemble", "Ensemble ∧ clean"
+DAGGER = "†"
+
+
+class Value(NamedTuple):
+    """One accuracy: how many of n samples, the interval of the share, and whether a failed check touches it."""
+
+    correct: int
+    n: int
+    interval: Interval
+    is_doubtful: bool = False
+
+    def __str__(self) -> str:
+        interval = f"[{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
+        return f"{self.percent:.2f}{self.mark} {interval}"
+
+    @property
+    def percent(self) -> float:
+        """The share in percent."""
+        return 100 * self.correct / self.n
+
+    @property
+    def mark(self) -> str:
+        """A dagger at a number that a failed check touches."""
+        return DAGGER if self.is_doubtful else ""
+
+
+class Column(NamedTuple):
+    """One column.
+
+    Attributes:
+        heading: what stands over it.
+        attacks: a sample counts where it withstood all of these.
+        is_exact: the attacks must have been run on every sample, without which their Ensemble has no number.
+    """
+
+    heading: str
+    attacks: tuple[str, ...]
+    is_exact: bool = False
+
+    def withstood(self, record: EvaluationRecord) -> bool:
+        """Tell whether a record has this column."""
+        rows = [record.attacks.index(name) for name in self.attacks if name in record.attacks]
+        return len(rows) == len(self.attacks) and not (self.is_exact and (record.outcome[rows] == NOT_RUN).any())
+
+
+def columns_of(record: EvaluationRecord) -> Iterator[Column]:
+    """Yield a record's columns: Natural, the attacks, both Ensembles, and each chain, member by member and whole."""
+    chained = {attack for chain in record.chains.values() for attack in chain}
+    for attack in record.attacks:
+        if attack not in chained:
+            yield Column(HEADINGS.get(attack, attack), (attack,))
+    if set(PAPER_FOUR) <= set(record.attacks):
+        exact = Column(ENSEMBLE, PAPER_FOUR, is_exact=True)
+        if exact.withstood(record):
+            yield exact
+        yield Column(ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR))
+    for name, chain in record.chains.items():
+        for place, attack in enumerate(chain):
+            yield Column(f"{'+' if place else ''}{HEADINGS.get(attack, attack)}", (CLEAN, *chain[: place + 1]))
+        yield Column(HEADINGS.get(name, name), (CLEAN, *chain))
+
+
+def united(records: Sequence[EvaluationRecord]) -> tuple[Column, ...]:
+    """Return the columns of several records: attacks in the order in which they are met, then Ensembles, then chains.
+
+    One heading may stand over an attack in one record and over a chain's member in another: these are two columns.
+    """
+    found = list(dict.fromkeys(column for record in records for column in columns_of(record)))
+    ensembles = {ENSEMBLE: 1, ENSEMBLE_AND_CLEAN: 2}
+    return tuple(sorted(found, key=lambda column: _rank(column, ensembles)))
+
+
+def value(record: EvaluationRecord, column: Column) -> Value | None:
+    """Return what a record says in a column, or None where it says nothing."""
+    if column not in set(columns_of(record)):
+        return None
+    correct, n = int(record.worst_case(column.attacks).sum()), len(record)
+    touched = any(
+        finding.verdict == "fail" and (not finding.attacks or set(finding.attacks) & set(column.attacks))
+        for finding in record.findings
+    )
+    return Value(correct, n, wilson(correct, n), touched)
+
+
+def _rank(column: Column, ensembles: dict[str, int]) -> int:
+    if column.heading in ensembles:
+        return ensembles[column.heading]
+    return 0 if len(column.attacks) == 1 else 3
