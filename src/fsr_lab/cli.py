@@ -125,12 +125,13 @@ def doctor(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import build
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.consultation import consult
+    from fsr_lab.engine.evaluating import best_device
     from fsr_lab.report.doctor import diagnosis
 
     cfg, name, weights = chosen_network(cfg)
     found = consult(
         loaded_network(cfg, weights), engine.opened_data(cfg), build.build_threat(cfg), name=name, samples=cfg.samples,
-        device=engine.best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
+        device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
     )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 160).print(diagnosis(*found))
     if found.has_failed:

@@ -288,3 +288,14 @@ def test_a_batch_in_channels_last_order_starts_at_the_same_points(norm, trained,
 def test_values_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         APGD(threat=THREATS["linf"], **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "least", "instead"),
+    [(DLR(), 0, 3, Margin()), (TargetedDLR(), 9, 4, TargetedMargin()), (CrossEntropy(), 0, 2, None)],
+)
+def test_a_loss_of_too_many_classes_is_replaced_by_the_margin(loss, targets, least, instead):
+    attack = APGD(threat=Threat(norm="linf", eps=0.1), loss=loss, targets=targets)
+    assert attack.for_classes(least) is attack or attack.for_classes(least) == attack
+    if instead is not None:
+        assert attack.for_classes(least - 1) == replace(attack, loss=instead)

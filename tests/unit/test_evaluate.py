@@ -145,16 +145,16 @@ def test_costs_are_counted_per_image(classifier, data):
     }  # fmt: skip
     record = run(classifier, data, attacks)
     assert dict(zip(record.attacks, record.forwards.tolist(), strict=True)) == {
-        "clean": 0, "fgsm": 20, "pgd20": 20 * 20, "kl": 20 * 5, "margin": 20 * 5, "nothing": 0,
+        "clean": 0, "fgsm": 0, "pgd20": 20 * 20, "kl": 20 * 5, "margin": 20 * 5, "nothing": 0,
     }  # fmt: skip
     assert dict(zip(record.attacks, record.backwards.tolist(), strict=True)) == {
-        "clean": 0, "fgsm": 20, "pgd20": 20 * 20, "kl": 20 * 4, "margin": 20 * 5, "nothing": 0,
-    }  # fmt: skip
+        "clean": 0, "fgsm": 0, "pgd20": 20 * 20, "kl": 20 * 4, "margin": 20 * 5, "nothing": 0,
+    }  # fmt: skip  # the first step is on the way of the twenty
 
 
 def test_the_look_that_folding_takes_is_not_counted(classifier, data):
     fold = pgd(2, policy=Policy(fold=True))
-    first, second = run(classifier, data, {"a": fold, "b": fold}).forwards[1:].tolist()
+    first, second = run(classifier, data, {"a": fold, "b": replace(fold, relative_step=0.5)}).forwards[1:].tolist()
     assert (first, second) == (40, 40)  # what can be folded is found before, on one image
 
 
@@ -324,3 +324,18 @@ def test_nothing_to_evaluate_is_refused(model, data):
         run(model, data, chunk=0)
     with pytest.raises(ValueError, match="an attack cannot be called 'clean': that is attack zero"):
         run(model, data, {"clean": pgd()})
+
+
+def test_the_doctor_has_looked_before_and_after(classifier, data):
+    record = run(classifier, data, {"fgsm": pgd(1), "pgd20": pgd(20)})
+    checks = {finding.check for finding in record.findings}
+    assert {"images", "finite", "logits", "deterministic", "gradients"} <= checks  # before
+    assert {"inside-ball", "fgsm"} <= checks  # after
+    assert run(classifier, data, {}, doctor=False).findings == ()
+
+
+def test_what_the_doctor_finds_is_in_the_record(model, data):
+    record = run(nn.Sequential(model, nn.Softmax(1)), data)
+    assert [(finding.check, finding.attacks) for finding in record.findings if finding.verdict == "fail"] == [
+        ("logits", ()),
+    ]  # fmt: skip

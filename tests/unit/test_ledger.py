@@ -45,7 +45,8 @@ def data(model):
 
 
 def run(model, data, attacks=None, **options):
-    return evaluate(model, data, attacks or ATTACKS, **({"threat": THREAT, "seed": 0, "chunk": 6} | options))
+    given = {"threat": THREAT, "seed": 0, "chunk": 6, "doctor": False} | options
+    return evaluate(model, data, attacks or ATTACKS, **given)
 
 
 def arrays(record):
@@ -354,9 +355,8 @@ class Kin:
     steps: int
     size: float
 
-    @property
-    def family(self):
-        return self.size
+    def passes_by(self, other):
+        return isinstance(other, Kin) and other.size == self.size and other.steps <= self.steps
 
     def __call__(self, model, x, y):
         for step in range(self.steps):

@@ -9,6 +9,8 @@ from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.objective import DLR, CrossEntropy, KLFromClean, Margin, OnLogits
 from fsr_lab.core.threat import Threat
+from fsr_lab.evaluation.counting import Counted
+from fsr_lab.evaluation.run import evaluate
 
 LINF = Threat(norm="linf", eps=8 / 255)
 L2 = Threat(norm="l2", eps=0.25)
@@ -178,3 +180,62 @@ def test_it_is_a_value_with_a_readable_text():
 def test_values_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         pgd(**options)
+
+
+def bumpy_batch(net):
+    x = torch.rand(6, 3, 8, 8, dtype=torch.float64)
+    return x, net(x).argmax(1)
+
+
+def kin():
+    return {
+        "fgsm": pgd(steps=1, relative_step=1), "short": pgd(steps=4, relative_step=0.1),
+        "long": pgd(steps=9, relative_step=0.1), "one": pgd(steps=1, relative_step=0.1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 1.0}, {"threat": L2}, {"objective": OnLogits(Margin())}])
+def test_attacks_on_one_path_are_the_same_together_as_alone(bumpy, options):
+    model, x, y = bumpy, *bumpy_batch(bumpy)
+    attacks = {name: replace(attack, **options) for name, attack in kin().items()}
+    counted = Counted(model)
+    assert all(attacks["long"].passes_by(attack) for attack in attacks.values())
+    found = attacks["long"].together(list(attacks.values()), counted, x, y)
+    assert (counted.forwards, counted.backwards) == (9 * len(x), 9 * len(x))
+    for attack, x_adv in zip(attacks.values(), found, strict=True):
+        assert torch.equal(x_adv, attack(model, x, y))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"relative_step": 0.2}, {"steps": 10}, {"objective": OnLogits(Margin())}, {"threat": L2},
+        {"random_start": True}, {"policy": Policy(fold=True)}, {"momentum": 1.0},
+    ],
+)  # fmt: skip
+def test_another_path_is_not_passed_by(change):
+    short = kin()["short"]
+    assert kin()["long"].passes_by(short)
+    assert not kin()["long"].passes_by(replace(short, **change))
+
+
+@pytest.mark.parametrize("change", [{"random_start": True}, {"keep": "best"}, {"patience": 1}])
+def test_a_path_of_ones_own_passes_by_nothing(change):
+    long = replace(kin()["long"], **change)
+    assert not long.passes_by(replace(kin()["short"], **change))
+
+
+def test_the_papers_white_box_attacks_need_130_gradients(bumpy):
+    model, x, y = bumpy, *bumpy_batch(bumpy)
+    attacks = {"fgsm": pgd(steps=1, relative_step=1), "pgd20": pgd(steps=20, relative_step=0.1),
+               "pgd100": pgd(steps=100, relative_step=0.1),
+               "cw30": pgd(steps=30, relative_step=0.1, objective=OnLogits(Margin()))}  # fmt: skip
+    record = evaluate(model, [(x, y)], attacks, threat=LINF, seed=0, doctor=False)
+    assert dict(zip(record.attacks, record.backwards // len(x), strict=True)) == {
+        "clean": 0, "fgsm": 0, "pgd20": 0, "pgd100": 100, "cw30": 30,
+    }  # fmt: skip
+    alone = [
+        evaluate(model, [(x, y)], {name: attack}, threat=LINF, seed=0, doctor=False) for name, attack in attacks.items()
+    ]
+    for row, single in enumerate(alone, start=1):
+        assert record.margin[row].tobytes() == single.margin[1].tobytes()

@@ -79,7 +79,7 @@ def test_csv_has_one_line_per_value(table):
         "model": "AT+FSR", "threat": "linf 8/255", "column": "PGD-100", "correct": "2", "n": "4",
         "percent": "50.0000", "low": "15.0039", "high": "84.9961", "marks": "",
     }  # fmt: skip
-    assert {row["column"] for row in rows if row["model"] == "none"} == {"Natural", "square"}
+    assert {row["column"] for row in rows if row["model"] == "none"} == {"Natural", "Square"}
 
 
 def test_a_terminal_shows_every_value(table):

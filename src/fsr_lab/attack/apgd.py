@@ -1,7 +1,7 @@
 """Auto-PGD, the gradient attack of AutoAttack: APGD-CE, APGD-DLR and APGD-T are YAMLs of this file."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from fsr_lab.attack.climb import Climb, Look, wide
 from fsr_lab.attack.step_schedule import checkpoints
 from fsr_lab.core import losses
 from fsr_lab.core.crafting import REFERENCE, Policy, crafting, judging
-from fsr_lab.core.objective import CrossEntropy
+from fsr_lab.core.objective import DLR, CrossEntropy, TargetedDLR
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier, SampleLoss, TargetedLoss
 from fsr_lab.core.units import fraction, whole
@@ -86,6 +86,12 @@ class APGD:
     def is_random(self) -> bool:
         """Whether it draws random numbers."""
         return self.random_start or self.eot > 1
+
+    def for_classes(self, num_classes: int) -> "APGD":
+        """Return the attack, or the same with the margin where its loss needs more classes than there are."""
+        if not isinstance(self.loss, DLR | TargetedDLR):
+            return self
+        return replace(self, loss=self.loss.for_classes(num_classes))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

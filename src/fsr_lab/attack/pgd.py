@@ -1,8 +1,9 @@
 """Projected gradient descent and its relatives; FGSM, BIM, PGD-k, C&W-loss, MI-, DI- and TI-FGSM are its YAMLs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Classifier, Objective, SampleLoss
+from fsr_lab.core.types import Attack, Classifier, Objective, SampleLoss
 from fsr_lab.core.units import fraction, whole
 
 Keep = Literal["last", "best"]
@@ -106,9 +107,33 @@ class PGD:
         """
         return self.iterates(model, x, y, at=(self.steps,))[self.steps]
 
+    def passes_by(self, other: Attack) -> bool:
+        """Tell whether its run has another attack's result on its way: with fewer steps alike, or one of any size.
+
+        Paths from a random start are their own; so are those of which not the last iterate counts.
+        """
+        if not isinstance(other, PGD) or self.is_random or self.keep != "last" or self.patience is not None:
+            return False
+        alike = replace(other, steps=self.steps, relative_step=self.relative_step) == self
+        return alike and (other.steps == 1 or (other.relative_step == self.relative_step and other.steps <= self.steps))
+
+    def together(self, others: Sequence[Attack], model: Classifier, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the results of attacks that this one passes by, each as it is alone, for this one's passes."""
+        kin = [cast(PGD, other) for other in others]
+        firsts = {other.relative_step for other in kin if other.steps == 1}
+        iterates, first = self._path(model, x, y, {other.steps for other in kin}, firsts)
+        return [first[other.relative_step] if other.steps == 1 else iterates[other.steps] for other in kin]
+
     def iterates(self, model: Classifier, x: Tensor, y: Tensor, *, at: Sequence[int]) -> Mapping[int, Tensor]:
         """Return what one run has after each of the step counts `at`, detached: PGD-20 on the way to PGD-100."""
+        return self._path(model, x, y, set(at), set())[0]
+
+    def _path(
+        self, model: Classifier, x: Tensor, y: Tensor, at: AbstractSet[int], firsts: AbstractSet[float]
+    ) -> tuple[dict[int, Tensor], dict[float, Tensor]]:
+        """Return the iterates after each of the step counts, and after a first step of each of these relative sizes."""
         found: dict[int, Tensor] = {}
+        first: dict[float, Tensor] = {}
         with crafting(model, self.policy, example=x, noise=self.noise) as attacked:
             # clones: inference tensors, as Lightning's validation hands them over, cannot enter autograd
             x, y = x.detach().clone(), y.clone()
@@ -130,6 +155,10 @@ class PGD:
                 x_adv = image.detach()
                 if best is not None and step > 1:  # the start is no iterate, and may lie outside the set
                     best.after(x_adv, seen.logits_on(image))
+                if step == 1:
+                    for size in firsts:
+                        moved = self.threat.step(x_adv, gradient, size * self.threat.eps)
+                        first[size] = self.threat.project(moved, x)
                 moved = self.threat.step(x_adv, gradient, self.relative_step * self.threat.eps)
                 if self.jitter:
                     moved = moved + self.jitter * _normal(moved)
@@ -138,7 +167,7 @@ class PGD:
                 x_adv = self.threat.project(moved, x)
                 if step in at:
                     found[step] = x_adv if best is None else best.after(x_adv, seen.logits_on(x_adv))
-        return found
+        return found, first
 
     def _start(self, x: Tensor) -> Tensor:
         if not self.random_start:

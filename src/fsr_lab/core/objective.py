@@ -43,6 +43,10 @@ class DLR:
     def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
         return losses.dlr(logits, y)
 
+    def for_classes(self, num_classes: int) -> "DLR | Margin":
+        """Return the loss, or the margin for fewer than three classes."""
+        return self if num_classes >= 3 else Margin()
+
 
 @dataclass(frozen=True)
 class TargetedCrossEntropy:
@@ -58,6 +62,10 @@ class TargetedDLR:
 
     def __call__(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return losses.targeted_dlr(logits, y, target)
+
+    def for_classes(self, num_classes: int) -> "TargetedDLR | TargetedMargin":
+        """Return the loss, or the targeted margin for fewer than four classes."""
+        return self if num_classes >= 4 else TargetedMargin()
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,13 @@ class EvaluationRecord:
         order = np.argsort(ids, kind="stable")
         if (repeated := ids[order][1:][np.diff(ids[order]) == 0]).size:
             raise ValueError(f"sample {repeated[0]} is in two of these records; merge each shard once")
-        joined = {
+        joined: dict[str, Any] = {
             name: np.concatenate([getattr(record, name) for record in records], axis=-1)[..., order]
             for name in ("outcome", "margin", "norm", "ids", "labels")
         }
-        passes = {name: sum(getattr(record, name) for record in records) for name in ("forwards", "backwards")}
+        passes: dict[str, Any] = {
+            name: sum(getattr(record, name) for record in records) for name in ("forwards", "backwards")
+        }
         findings = tuple(dict.fromkeys(finding for record in records for finding in record.findings))
         return replace(first, **joined, **passes, findings=findings)
 

@@ -1,6 +1,6 @@
 """The values and protocols through which the packages meet; none of them knows another."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -140,17 +140,14 @@ class Attack(Protocol):
 
 @runtime_checkable
 class SharesPath(Protocol):
-    """An attack whose run passes by the results of others: PGD-100's passes by PGD-20's and FGSM's.
+    """An attack whose run passes by the results of others: PGD-100's passes by PGD-20's and FGSM's."""
 
-    Attacks of one `family`, which is None where none can be shared, give by the longest of them the same images
-    together as each alone.
-    """
+    def passes_by(self, other: Attack) -> bool:
+        """Tell whether another attack's result lies on its way."""
+        ...
 
-    @property
-    def family(self) -> Hashable | None: ...
-
-    def together(self, attacks: Sequence[Attack], model: Classifier, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the images of each of the attacks, this one among them."""
+    def together(self, others: Sequence[Attack], model: Classifier, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the images of attacks that it passes by, each the same as alone; it may be among them itself."""
         ...
 
 

@@ -54,7 +54,7 @@ def evaluate_weights(
             raise ValueError("trainer.devices over 1 needs a ledger to meet in; leave out ledger=none")
         _evaluate_in_shards(run, weights, devices)
     device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
-    model = model.to(device)
+    model = model.to(device).eval()
     return evaluate(
         model,
         data.test_batches(device, limit=cfg.test_samples),

@@ -30,7 +30,7 @@ def plan(attacks: Mapping[str, Attack], chains: Mapping[str, Sequence[str]], *, 
     Args:
         attacks: by name, without "clean".
         chains: {name: attacks in order}.
-        may_share: run attacks of one family once. Right for networks that give the same logits twice.
+        may_share: run attacks that share a path once. Right for networks that give the same logits twice.
 
     Raises:
         ValueError: a chain names no attack, an attack is called "clean" or stands in two chains.
@@ -43,13 +43,8 @@ def plan(attacks: Mapping[str, Attack], chains: Mapping[str, Sequence[str]], *, 
             raise ValueError(unknown("attack of this evaluation", name, attacks))
         if chained.count(name) > 1:
             raise ValueError(f"{name!r} stands in two chains; give it a second name for the second one")
-    families: dict[object, list[str]] = {}
-    for name, attack in attacks.items():
-        if name not in chained:
-            family = attack.family if may_share and isinstance(attack, SharesPath) else None
-            families.setdefault(name if family is None else family, []).append(name)
-    works = [Work((CLEAN,))]
-    works += [Work(tuple(sorted(names, key=lambda name: _length(attacks[name])))) for names in families.values()]
+    free = [name for name in attacks if name not in chained]
+    works = [Work((CLEAN,)), *(_shared(attacks, free) if may_share else [Work((name,)) for name in free])]
     for chain in chains.values():
         works += [Work((name,), (CLEAN, *chain[:place])) for place, name in enumerate(chain)]
     return works
@@ -86,5 +81,15 @@ def untouched(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
     return x
 
 
-def _length(attack: Attack) -> int:
-    return int(getattr(attack, "steps", 0))
+def _shared(attacks: Mapping[str, Attack], names: Sequence[str]) -> list[Work]:
+    """Return works of which the longest attack, which stands last, passes by the others."""
+    groups: list[list[str]] = []
+    for name in sorted(names, key=lambda name: int(getattr(attacks[name], "steps", 0))):
+        longer = attacks[name]
+        on_its_way = [
+            group for group in groups
+            if isinstance(longer, SharesPath) and all(longer.passes_by(attacks[other]) for other in group)
+        ]  # fmt: skip
+        groups = [group for group in groups if group not in on_its_way]
+        groups.append([*(other for group in on_its_way for other in group), name])
+    return [Work(tuple(group)) for group in groups]

@@ -1,6 +1,7 @@
 """An evaluation: every attack on every sample, judged on the deployed model, kept sample by sample."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from fsr_lab.core.types import Attack, Classifier
 from fsr_lab.evaluation import sanity
 from fsr_lab.evaluation.cell import Cell, cell_seed, run_cells
 from fsr_lab.evaluation.counting import Counted
+from fsr_lab.evaluation.doctor import examine, review
 from fsr_lab.evaluation.ledger import Ledger
 from fsr_lab.evaluation.plan import columns, fitted, plan, settings, untouched
 
 CODE = ("attack", "core", "defense", "evaluation", "model")
 """The packages whose source decides what a cell holds: a ledger of other code is another ledger."""
+EXAMINED = 64
+"""Images that the doctor sees."""
 
 
 def evaluate(
@@ -38,6 +42,7 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     chunk: int = 500,
     keep_images: bool = False,
+    doctor: bool = True,
     name: str = "",
     command: str = "evaluate",
     data_hash: str = "",
@@ -63,6 +68,8 @@ def evaluate(
             ledger; a call without `shard` then finds everything done.
         chunk: samples per cell; another size changes draws and rounding.
         keep_images: keep the adversarial images in the ledger, as float32.
+        doctor: examine the network before, on the first images, and review the record after: the findings are the
+            record's. The passes are not counted as any attack's.
         name: what a table calls the model.
         command: the command line, for the record.
         data_hash: of the images, for the record.
@@ -85,6 +92,9 @@ def evaluate(
     num_classes, is_deterministic = _probed(counted, chunks[0][0][:8])
     attacks, findings = fitted(attacks, num_classes)
     works = plan(attacks, chains or {}, may_share=is_deterministic)
+    if doctor:
+        x, y = chunks[0]
+        findings += examine(model, x[:EXAMINED], y[:EXAMINED], threat)
     policies = {policy for attack in attacks.values() if isinstance(policy := getattr(attack, "policy", None), Policy)}
     for policy in policies:
         with crafting(counted, policy, example=chunks[0][0]):
@@ -109,7 +119,7 @@ def evaluate(
             )  # fmt: skip
             for attack, cell in cells.items():
                 book.put(column[attack], index, cell)
-    return EvaluationRecord(
+    record = EvaluationRecord(
         **_facts({attack: [book.cell(column[attack], index) for index in mine] for attack in runnable}),
         ids=np.concatenate([_none(), *(np.arange(len(chunks[i][1])) + i * chunk for i in mine)]),
         labels=np.concatenate([_none(), *(chunks[index][1].cpu().numpy() for index in mine)]),
@@ -122,6 +132,7 @@ def evaluate(
         name=name,
         chains={chain: tuple(members) for chain, members in (chains or {}).items()},
     )
+    return replace(record, findings=(*findings, *review(record))) if doctor else record
 
 
 def _facts(cells: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fsr_lab.core.record import CLEAN, NOT_RUN, PAPER_FOUR, EvaluationRecord
+from fsr_lab.core.record import CLEAN, NOT_RUN, PAPER_FOUR, WRONG, EvaluationRecord
 from fsr_lab.report.interval import Interval, wilson
 
 HEADINGS = {
@@ -49,17 +49,19 @@ class Column(NamedTuple):
     Attributes:
         heading: what stands over it.
         attacks: a sample counts where it withstood all of these.
-        is_exact: the attacks must have been run on every sample, without which their Ensemble has no number.
+        is_exact: each sample must have lost to one of the attacks or have been attacked by all.
     """
 
     heading: str
     attacks: tuple[str, ...]
     is_exact: bool = False
 
-    def withstood(self, record: EvaluationRecord) -> bool:
+    def is_in(self, record: EvaluationRecord) -> bool:
         """Tell whether a record has this column."""
         rows = [record.attacks.index(name) for name in self.attacks if name in record.attacks]
-        return len(rows) == len(self.attacks) and not (self.is_exact and (record.outcome[rows] == NOT_RUN).any())
+        outcome = record.outcome[rows]
+        is_open = (outcome == NOT_RUN).any(axis=0) & ~(outcome == WRONG).any(axis=0)
+        return len(rows) == len(self.attacks) and not (self.is_exact and is_open.any())
 
 
 def columns_of(record: EvaluationRecord) -> Iterator[Column]:
@@ -70,7 +72,7 @@ def columns_of(record: EvaluationRecord) -> Iterator[Column]:
             yield Column(HEADINGS.get(attack, attack), (attack,))
     if set(PAPER_FOUR) <= set(record.attacks):
         exact = Column(ENSEMBLE, PAPER_FOUR, is_exact=True)
-        if exact.withstood(record):
+        if exact.is_in(record):
             yield exact
         yield Column(ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR))
     for name, chain in record.chains.items():

@@ -68,7 +68,7 @@ class Paired(NamedTuple):
         second, first = (a + b) / self.n, (a + c) / self.n
         (low2, high2), (low1, high1) = wilson(a + b, self.n), wilson(a + c, self.n)
         spread = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
-        agreement = a * d - b * c
+        agreement: float = a * d - b * c
         if agreement > 0:
             agreement = max(agreement - self.n / 2, 0)  # the method's continuity correction
         phi = agreement / spread if spread else 0.0
