@@ -43,8 +43,10 @@ format: setup  ## let ruff format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-bench: setup  ## speed ratios, side by side in one process, into experiments/speed
+bench: setup  ## speed ratios, side by side in one process, into experiments/speed; two hours, and fetches CIFAR-10
 	$(BIN)/python experiments/speed/bench.py
+	$(BIN)/python experiments/speed/precision.py
+	$(BIN)/python experiments/speed/evaluation.py
 
 smoke: setup  ## does training run at all? two epochs of two batches on the toy data
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick

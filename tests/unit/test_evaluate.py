@@ -339,3 +339,23 @@ def test_what_the_doctor_finds_is_in_the_record(model, data):
     assert [(finding.check, finding.attacks) for finding in record.findings if finding.verdict == "fail"] == [
         ("logits", ()),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("threat", "message"),
+    [
+        (Threat(norm="linf", eps=0), "eps is 0, and attacks have no room"),
+        (Threat(norm="linf", eps=8), "eps 8 is wider than the pixel range"),
+    ],
+)
+def test_an_eps_at_which_there_is_nothing_to_evaluate_is_refused(model, data, threat, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, data, {}, threat=threat)
+
+
+@pytest.mark.parametrize(
+    "batches", [[(torch.rand(2, 3, 8, 8), None)], [torch.rand(2, 3, 8, 8)], [(torch.rand(2, 3, 8, 8),)]]
+)
+def test_images_without_labels_are_refused(model, batches):
+    with pytest.raises(TypeError, match="expected batches of images and labels"):
+        run(model, batches, {})

@@ -75,14 +75,16 @@ def evaluate(
         data_hash: of the images, for the record.
 
     Raises:
-        ValueError: images or labels out of range, a model that returns no finite logits, an attack that leaves the
-            threat set, no sample at all, a chain that names no attack, a ledger of another evaluation.
+        ValueError: images or labels out of range, an eps of 0 or beyond the pixel range, a model that returns no
+            finite logits, an attack that leaves the threat set, no sample at all, a chain that names no attack, a
+            ledger of another evaluation.
         TypeError: a model that returns something other than one tensor.
         OSError: the ledger cannot be written; what it held before is whole.
     """
     chunks = list(_rechunked(batches, chunk))
     if not chunks:
         raise ValueError("expected at least one image to evaluate on, got none")
+    sanity.check_threat(threat)
     for x, _ in chunks:
         sanity.check_images(x)
     if keep_images and ledger is None:
@@ -90,6 +92,8 @@ def evaluate(
     mine = _own_chunks(len(chunks), shard)
     counted = Counted(model)
     num_classes, is_deterministic = _probed(counted, chunks[0][0][:8])
+    for _, y in chunks:
+        sanity.check_labels(y, num_classes)
     attacks, findings = fitted(attacks, num_classes)
     works = plan(attacks, chains or {}, may_share=is_deterministic)
     if doctor:
@@ -208,5 +212,7 @@ def _rechunked(batches: Iterable[tuple[Tensor, Tensor]], chunk: int) -> Iterator
     pairs = list(batches)
     if not pairs:
         return
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
+        raise TypeError("expected batches of images and labels, (x, y) tensors; without labels nothing can be judged")
     x, y = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
     yield from zip(x.split(chunk), y.split(chunk), strict=True)

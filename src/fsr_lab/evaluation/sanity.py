@@ -27,6 +27,20 @@ def check_images(x: Tensor) -> None:
         )
 
 
+def check_threat(threat: Threat) -> None:
+    """Refuse an eps at which there is nothing to evaluate.
+
+    Raises:
+        ValueError: eps is 0, or spans more than the pixel range.
+    """
+    if threat.eps == 0:
+        raise ValueError("eps is 0, and attacks have no room; give threat.eps above 0 (clean accuracy comes anyway)")
+    if threat.norm == "linf" and threat.eps > 1:
+        raise ValueError(
+            f"eps {threat.eps:g} is wider than the pixel range [0, 1]; give it on that scale, such as threat.eps=8/255"
+        )
+
+
 def check_labels(y: Tensor, num_classes: int) -> None:
     """Refuse labels that are not int64 in [0, K).
 
