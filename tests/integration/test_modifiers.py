@@ -121,7 +121,9 @@ def test_one_network_under_two_names_is_attacked_once(fsr, tiny, tmp_path):
     command = ("modifier=[swa]", "modifier.swa.start_epoch=1", "modifier.swa.bn_batches=0", "trainer.max_epochs=1")
     outcome = fsr("train", *tiny, *command, f"hydra.run.dir={run}")
     assert outcome.code == 0, outcome.err
-    assert outcome.err.count("attacking ") == 1
+    assert outcome.err.count("attacking ") == 2
+    (ledger,) = (tmp_path / "runs" / "ledgers").iterdir()  # the second name finds what the first has left
+    assert len(list(ledger.glob("*/*.npz"))) == 3
     assert rows(run) == ["natural+none (last, online)", "natural+none (last, swa)"]
 
 

@@ -68,8 +68,8 @@ def evaluate(
             ledger; a call without `shard` then finds everything done.
         chunk: samples per cell; another size changes draws and rounding.
         keep_images: keep the adversarial images in the ledger, as float32.
-        doctor: examine the network before, on the first images, and review the record after: the findings are the
-            record's. The passes are not counted as any attack's.
+        doctor: examine the network before, on the first images, and review the record after, if there are attacks:
+            the findings are the record's. The passes are not counted as any attack's.
         name: what a table calls the model.
         command: the command line, for the record.
         data_hash: of the images, for the record.
@@ -96,6 +96,7 @@ def evaluate(
         sanity.check_labels(y, num_classes)
     attacks, findings = fitted(attacks, num_classes)
     works = plan(attacks, chains or {}, may_share=is_deterministic)
+    doctor = doctor and bool(attacks)  # clean accuracy alone is no robustness
     if doctor:
         x, y = chunks[0]
         findings += examine(model, x[:EXAMINED], y[:EXAMINED], threat)
@@ -113,7 +114,7 @@ def evaluate(
     runnable = {CLEAN: untouched} | attacks
     for work in works:
         last = work.attacks[-1]
-        for index in track(mine, last, total=len(mine)):
+        for index in track(mine, ", ".join(work.attacks), total=len(mine)):
             if all(book.find(column[attack], index, with_images=keep_images) for attack in work.attacks):
                 continue
             cells = run_cells(

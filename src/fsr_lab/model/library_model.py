@@ -94,8 +94,8 @@ def from_timm(
 
 
 def from_torch_hub(
-    repository: str,
-    name: str,
+    repository: str | None,
+    name: str | None,
     *,
     options: Mapping[str, Option] | None = None,
 ) -> nn.Module:
@@ -109,6 +109,8 @@ def from_torch_hub(
     Raises:
         ValueError: no such repository or entry point, or what it builds is no network.
     """
+    if not repository or not name:
+        raise ValueError("model=torch_hub needs model.repository=owner/name (or a folder) and model.name=ENTRY_POINT")
     source = "local" if Path(repository).is_dir() else "github"
     try:
         network = torch.hub.load(repository, name, source=source, trust_repo=True, **dict(options or {}))
