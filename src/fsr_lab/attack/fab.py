@@ -1,16 +1,15 @@
-"""The fast adaptive boundary attack, FAB and FAB-T: the smallest perturbation, not the worst of one size."""
+"""The fast adaptive boundary attack, towards one class after the other (FAB-T) or towards the nearest."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
-from fsr_lab.core import losses
-from fsr_lab.core.box_projection import onto_hyperplane
+from fsr_lab.core.box_projection import move_onto_plane
 from fsr_lab.core.crafting import Policy, crafting, judging
+from fsr_lab.core.losses import margin
 from fsr_lab.core.precision import full_precision
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier
@@ -19,57 +18,56 @@ from fsr_lab.core.units import fraction, whole
 
 @dataclass(frozen=True, kw_only=True)
 class FAB:
-    """Walks along the decision boundary towards the clean image, by projections on its linearisation.
+    """Search for the nearest misclassified image: steps onto linearised boundaries, biased towards the clean image.
 
-    Source: Croce and Hein, 2020 (arXiv:1907.02044), Alg. 1, as AutoAttack (arXiv:2003.01690) runs it: without the
-    final search, skipping for later targets and restarts every sample that is fooled. Per step, with w the gradient
-    of z_t - z_y at the iterate, both the iterate and the clean image are projected on the plane z_t = z_y within
-    [0, 1]; the next iterate is a mean of the two, each overshot. An adversarial iterate is kept if it is the closest
-    so far, and then pulled back towards the clean image.
+    Source: Croce and Hein, 2020 (arXiv:1907.02044), Algorithm 1. The order of classes and who is skipped are those of
+    AutoAttack (arXiv:2003.01690), whose released code leaves out the paper's final search. A step costs two forward
+    passes and one gradient. A sample is done with once it is fooled within eps.
 
-    The search knows no eps. What is returned of it, per sample, is the closest adversarial image if that lies in
-    the threat set; else its projection on the set, or the clean image, whichever has the lower margin. That margin,
-    and whether a sample is fooled, is the deployed model's in its own precision, whatever `policy` crafts in. A
-    sample misclassified from the start is left as it is.
+    Returned is, of a sample that was fooled, the nearest misclassified image that the class which did it gave; of one
+    that is wrong from the start, the clean image; of any other, the nearest misclassified image found, moved to the
+    edge of the threat set, where its margin is lower there than on the clean image, else the clean image.
 
-    Deviations from AutoAttack's code, none of which makes it weaker: a projection on the set that happens to be
-    adversarial counts; the excess over the plane is passed on, not recovered from its offset, which costs float32
-    digits; the untargeted version takes the K - 1 gradients of the differences, not the K of the logits.
+    All these decisions are made on the deployed model in its own precision. A sample that bfloat16 crafting takes
+    for fooled though it is not is attacked on, and its move to the edge leads outwards.
+
+    Deviation: the released code returns the clean image where it found nothing within eps. The edge can fool a
+    sample that is just beyond; it never costs one.
 
     Attributes:
-        threat: the set in whose norm distances are, and in which results must lie.
-        steps: number of steps per target and restart.
-        targets: the classes ranked next to the true one by the clean image's logits, at most K - 1, attacked one
-            after another (FAB-T); 0 takes in every step the class whose plane is nearest, with K - 1 gradients.
-        restarts: runs per target; all but the first start at a random point at half of eps from the clean image.
-        alpha_max: largest weight of the clean image's projection in the mean.
-        eta: overshoot, as a factor of the projections' displacements.
-        beta: what an adversarial iterate keeps of its perturbation.
+        threat: its norm is made small; its eps is what counts as fooled.
+        targets: how many wrong classes to try one by one, by rank on the clean image; all of them if there are fewer.
+            0 goes for the nearest boundary at each step instead, for as many gradients as there are wrong classes.
+        steps: per class and restart.
+        restarts: runs per class; the first starts from the clean image, the others eps / 2 away from it.
+        alpha_max: largest weight of the clean image's projection in a step.
+        eta: length of a step, in ways to the boundary.
+        beta: what is kept of the perturbation after a step that was misclassified.
         policy: precision of the crafting passes.
 
     Raises:
-        ValueError: a count that is no whole number or too small, or a factor that is no number of at least 0.
+        ValueError: a count that is too small, alpha_max or beta over 1, or eta below it.
     """
 
     threat: Threat
-    steps: int = 100
-    targets: int = 9
-    restarts: int = 1
-    alpha_max: float = 0.1
-    eta: float = 1.05
-    beta: float = 0.9
+    targets: int
+    steps: int
+    restarts: int
+    alpha_max: float
+    eta: float
+    beta: float
     policy: Policy = Policy()
 
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("targets", 0), ("restarts", 1)):
-            whole(name, getattr(self, name), least)
-        for name in ("alpha_max", "eta", "beta"):
-            object.__setattr__(self, name, fraction(getattr(self, name)))
+    exact_on_linear: ClassVar[bool] = False  # it finds the nearest misclassified point, not the worst of the set
 
-    @property
-    def exact_on_linear(self) -> bool:
-        """Whether it reaches the worst point of a linear model: no, it stops at the nearest beyond the boundary."""
-        return False
+    def __post_init__(self) -> None:
+        for name, least in (("targets", 0), ("steps", 1), ("restarts", 1)):
+            whole(name, getattr(self, name), least)
+        for name, least, most in (("alpha_max", 0, 1), ("eta", 1, torch.inf), ("beta", 0, 1)):
+            value = fraction(getattr(self, name))
+            if not least <= value <= most:
+                raise ValueError(f"expected {name} from {least} to {most}, got {value}")
+            object.__setattr__(self, name, value)
 
     @property
     def is_random(self) -> bool:
@@ -84,92 +82,104 @@ class FAB:
             x: (N, C, H, W) in [0, 1].
             y: (N,) int64 labels.
         """
-        with judging(model) as deployed:
+        with torch.inference_mode(False), torch.no_grad():
+            # clones: inference tensors, as Lightning's validation hands them over, cannot enter autograd
             x, y = x.detach().clone(), y.clone()
-            x_adv, logits = x.clone(), deployed(x)
-            margin = losses.margin(logits, y)
-            left = (logits.argmax(1) == y).nonzero().squeeze(1)
-            targets = self._ranked(logits, y)
-        for target, restart in product(targets, range(self.restarts)):
-            if len(left) == 0:
-                break
-            with crafting(model, self.policy, example=x) as attacked:
-                clean, label = x[left], y[left]
-                start = self._random_start(clean) if restart else clean
-                found = self._closest(attacked, start, clean, label, None if target is None else target[left])
-                found = self.threat.project(found, clean)
             with judging(model) as deployed:
-                logits = deployed(found)
-                lower, robust = losses.margin(logits, label), logits.argmax(1) == label
-                better = (lower < margin[left]) | ~robust
-                x_adv[left[better]], margin[left[better]] = found[better], lower[better]
-                left = left[robust]
-        return x_adv
+                logits = deployed(x)
+            clean = margin(logits, y)
+            nearest, size = x.clone(), x.new_full((len(x),), torch.inf)
+            left = (clean > 0).nonzero().squeeze(1)
+            # of those left, y is the first in rank
+            others = logits.argsort(1, descending=True)[:, 1:]
+            for rivals in others[:, : self.targets].split(1, 1) if self.targets else [others]:
+                for restart in range(self.restarts):
+                    if not len(left):
+                        return nearest
+                    found, distance = self._search(model, x[left], y[left], rivals[left], restart > 0)
+                    fooled = _margins(model, found, y[left], distance <= self.threat.eps) <= 0
+                    better = fooled | (distance < size[left])
+                    nearest[left[better]], size[left[better]] = found[better], distance[better]
+                    left = left[~fooled]
+            edge = self._at_the_edge(x[left], nearest[left], size[left])
+            worse = _margins(model, edge, y[left], size[left] < torch.inf) < clean[left]
+            nearest[left] = torch.where(_wide(worse), edge, x[left])
+            return nearest
 
-    def _ranked(self, logits: Tensor, y: Tensor) -> Sequence[Tensor | None]:
-        """Return the target classes (N,) in the order they are attacked; None is no target."""
-        if self.targets == 0:
-            return [None]
-        wrong = full_precision(logits).scatter(1, y[:, None], -torch.inf)
-        return wrong.topk(min(self.targets, logits.shape[1] - 1)).indices.unbind(1)
+    def _search(
+        self, model: Classifier, x: Tensor, y: Tensor, rivals: Tensor, random_start: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the nearest misclassified images and their distances (N,); where there is none, x and infinity."""
+        nearest, size = x, x.new_full((len(x),), torch.inf)
+        point = self._random_start(x) if random_start else x
+        with crafting(model, self.policy, example=x) as attacked:
+            for _ in range(self.steps):
+                gap, normal = self._plane(attacked, point, y, rivals)
+                with torch.no_grad():
+                    point = self._step(point, x, gap, normal)
+                    wrong = attacked(point).argmax(1) != y
+                    distance = vector_norm((point - x).flatten(1), self._order, dim=1)
+                    closer = wrong & (distance < size)
+                    nearest = torch.where(_wide(closer), point, nearest)
+                    size = torch.where(closer, distance, size)
+                    point = torch.where(_wide(wrong), x + self.beta * (point - x), point)
+        return nearest, size
+
+    def _plane(self, attacked: Classifier, point: Tensor, y: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z_rival - z_y (N,) and its gradient, shaped as x, for the rival whose boundary seems nearest."""
+        point = point.detach().requires_grad_()
+        logits = full_precision(attacked(point))
+        gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
+        count = gaps.shape[1]
+        gap, normal = gaps[:, 0].detach(), torch.zeros_like(point)
+        shortest = torch.full_like(gap, torch.inf)
+        for column, rival_gap in enumerate(gaps.unbind(1)):
+            (gradient,) = torch.autograd.grad(rival_gap.sum(), point, retain_graph=column + 1 < count)
+            rival_gap = rival_gap.detach()
+            slope = vector_norm(gradient.flatten(1), 1 if self.threat.norm == "linf" else 2, dim=1)
+            way = rival_gap.abs() / (slope + 1e-12)
+            nearer = way < shortest
+            gap, shortest = torch.where(nearer, rival_gap, gap), torch.where(nearer, way, shortest)
+            normal = torch.where(_wide(nearer), gradient, normal)
+        return gap, normal
+
+    def _step(self, point: Tensor, x: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
+        """Return the iterate after a step: `eta` ways onto the plane, from the point and from x, mixed."""
+        ends = torch.stack((point, x)).flatten(2)
+        flat = normal.flatten(1)
+        excess = torch.stack((gap, gap + (flat * (ends[1] - ends[0])).sum(1)))
+        ways = move_onto_plane(ends, flat, excess, self.threat.norm)
+        lengths = vector_norm(ways, self._order, dim=2).clamp_min(1e-8)
+        share = (lengths[0] / lengths.sum(0)).clamp_max(self.alpha_max)
+        mixed = torch.lerp(*(ends + self.eta * ways), share[:, None])
+        return mixed.clamp(0, 1).reshape(x.shape)
 
     def _random_start(self, x: Tensor) -> Tensor:
-        noise = torch.rand_like(x) * 2 - 1 if self.threat.norm == "linf" else torch.randn_like(x)
-        length = self._length(noise.flatten(1))
-        return (x + self.threat.eps / 2 * noise / _image(length, x)).clamp(0, 1)
+        noise = torch.empty_like(x)
+        noise = noise.uniform_(-1, 1) if self.threat.norm == "linf" else noise.normal_()
+        length = vector_norm(noise.flatten(1), self._order, dim=1)
+        return (x + self.threat.eps / 2 * noise / _wide(length)).clamp(0, 1)
 
-    def _closest(self, model: Classifier, x: Tensor, clean: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-        """Return the adversarial image closest to the clean one, which stays where none is found."""
-        closest, smallest = clean, clean.new_full((len(clean),), torch.inf)
-        for _ in range(self.steps):
-            gap, gradient = self._boundary(model, x, y, target)
-            x = self._step(x, clean, gap, gradient)
-            with torch.no_grad():
-                fooled = model(x).argmax(1) != y
-            length = self._length((x - clean).flatten(1))
-            nearer = fooled & (length < smallest)
-            closest, smallest = torch.where(_image(nearer, x), x, closest), torch.where(nearer, length, smallest)
-            x = torch.where(_image(fooled, x), clean + (x - clean) * self.beta, x)
-        return closest
+    def _at_the_edge(self, x: Tensor, x_adv: Tensor, size: Tensor) -> Tensor:
+        """Return x_adv projected onto the threat set, after pushing it out to its radius if it lies within."""
+        push = (self.threat.eps / size.clamp_min(1e-12)).clamp_min(1)
+        return self.threat.project(x + _wide(push) * (x_adv - x), x)
 
-    def _step(self, x: Tensor, clean: Tensor, gap: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next iterate: a mean of the projections, overshot, of the iterate and of the clean image."""
-        points, normal = torch.stack((x, clean)).flatten(2), gradient.flatten(1)
-        excess = torch.stack((gap, gap + (normal * (points[1] - points[0])).sum(1)))
-        moves = onto_hyperplane(points, normal, excess, self.threat.norm)
-        here, there = self._length(moves).clamp_min(1e-8)
-        alpha = (here / (here + there)).clamp_max(self.alpha_max)[:, None]
-        own, other = points + self.eta * moves
-        return torch.lerp(own, other, alpha).clamp(0, 1).reshape(x.shape)
-
-    def _boundary(self, model: Classifier, x: Tensor, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return z_t - z_y (N,) and its gradient (N, C, H, W), t the target or the class of the nearest plane."""
-        x = x.detach().requires_grad_()
-        logits = full_precision(model(x))
-        true = logits.gather(1, y[:, None])
-        if target is not None:
-            gap = (logits.gather(1, target[:, None]) - true).squeeze(1)
-            (gradient,) = torch.autograd.grad(gap.sum(), x)
-            return gap.detach(), gradient
-        classes = logits.shape[1]
-        others = (y[:, None] + torch.arange(1, classes, device=y.device)) % classes
-        gap, gradient = torch.zeros_like(true).squeeze(1), torch.zeros_like(x)
-        nearest = torch.full_like(gap, torch.inf)
-        for each in (logits.gather(1, others) - true).unbind(1):
-            (slope,) = torch.autograd.grad(each.sum(), x, retain_graph=True)
-            distance = each.detach().abs() / (1e-12 + self._length(slope.flatten(1), dual=True))
-            nearer = distance < nearest
-            nearest, gap = torch.where(nearer, distance, nearest), torch.where(nearer, each.detach(), gap)
-            gradient = torch.where(_image(nearer, x), slope, gradient)
-        return gap.detach(), gradient.detach()
-
-    def _length(self, delta: Tensor, *, dual: bool = False) -> Tensor:
-        """Return the norm over the last axis, or the norm dual to it, in which distances to a plane divide."""
-        order = 2.0 if self.threat.norm == "l2" else 1.0 if dual else math.inf
-        length: Tensor = torch.linalg.vector_norm(delta, order, dim=-1)
-        return length
+    @property
+    def _order(self) -> float:
+        return torch.inf if self.threat.norm == "linf" else 2
 
 
-def _image(values: Tensor, images: Tensor) -> Tensor:
-    """Return values (N,) shaped to broadcast over images (N, C, H, W)."""
-    return values.reshape(-1, *[1] * (images.ndim - 1))
+def _margins(model: Classifier, x_adv: Tensor, y: Tensor, among: Tensor) -> Tensor:
+    """Return the deployed model's margins of the samples in `among`, and infinity for the others; all (N,)."""
+    rows = among.nonzero().squeeze(1)
+    margins = x_adv.new_full((len(x_adv),), torch.inf)
+    if len(rows):
+        with judging(model) as deployed:
+            margins[rows] = margin(deployed(x_adv[rows]), y[rows]).to(margins)
+    return margins
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return (N,) values shaped to broadcast over images."""
+    return values[:, None, None, None]
