@@ -16,7 +16,7 @@ def move_onto_plane(points: Tensor, normal: Tensor, excess: Tensor, norm: Norm) 
     From a plane that misses the box the move goes as far as the box allows; a coordinate whose w_i is 0 stays.
 
     Source: FAB (Croce and Hein, 2020, arXiv:1907.02044), section 2.2. Differs from the released code, which sorts,
-    and takes weights below 1e-8 for 0 in l2.
+    and in l2 takes weights below 1e-8 for 0; here those are 0 whose square, beside the largest one's, has no number.
 
     Args:
         points: (..., D) in [0, 1].
@@ -27,14 +27,17 @@ def move_onto_plane(points: Tensor, normal: Tensor, excess: Tensor, norm: Norm) 
     Returns:
         (..., D), to be added to the points.
     """
-    weight = normal.abs()
-    speed = torch.ones_like(weight) if norm == "linf" else weight / weight.amax(-1, keepdim=True)
-    direction = -normal.sign() * excess.sign()[..., None]
+    largest = normal.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny)
+    weight, distance = normal.abs() / largest, excess.abs() / largest.squeeze(-1)
+    speed = torch.ones_like(weight) if norm == "linf" else weight
+    rate = weight * speed
+    direction = torch.where(rate > 0, -normal.sign(), 0) * excess.sign()[..., None]
     room = torch.where(direction > 0, 1 - points, points)
-    rate, reach, limit = weight * speed, weight * room, room / speed
-    stopped = (weight == 0).expand_as(room)
+    reach, limit = weight * room, room / speed
+    stopped = (rate == 0).expand_as(room)
     while True:
-        left = excess.abs() - torch.where(stopped, reach, 0).sum(-1)
+        # rounding must not turn round those that still move
+        left = (distance - torch.where(stopped, reach, 0).sum(-1)).clamp_min(0)
         slope = torch.where(stopped, 0, rate).sum(-1)
         lam = torch.where(slope > 0, left / slope, torch.inf)[..., None]
         now = stopped | (limit <= lam)
