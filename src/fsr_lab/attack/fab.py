@@ -29,8 +29,8 @@ class FAB:
     its own precision. In bfloat16 many an image lies so near to the boundary that it fools the crafting precision
     alone: these are tried once more at the edge of the threat set, straight on.
 
-    Deviations from the released code: steps aim beyond the boundary by one rounding of every pixel, without which a
-    few samples of a thousand stop on the near side of it in float32; equal logits count as misclassified.
+    Deviations from the released code: a step aims beyond the boundary by a rounding of every pixel, without which one
+    or two samples in a thousand stop on its near side in float32; equal logits count as misclassified.
 
     Attributes:
         threat: its norm is made small; its eps is what counts as fooled.
