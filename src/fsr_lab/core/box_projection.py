@@ -16,7 +16,7 @@ def move_onto_plane(points: Tensor, normal: Tensor, excess: Tensor, norm: Norm) 
     From a plane that misses the box the move goes as far as the box allows; a coordinate whose w_i is 0 stays.
 
     Source: FAB (Croce and Hein, 2020, arXiv:1907.02044), section 2.2. Differs from the released code, which sorts,
-    and in l2 takes weights below 1e-8 for 0; here those are 0 whose square, beside the largest one's, has no number.
+    and in l2 takes weights below 1e-8 for 0.
 
     Args:
         points: (..., D) in [0, 1].
@@ -30,11 +30,10 @@ def move_onto_plane(points: Tensor, normal: Tensor, excess: Tensor, norm: Norm) 
     largest = normal.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny)
     weight, distance = normal.abs() / largest, excess.abs() / largest.squeeze(-1)
     speed = torch.ones_like(weight) if norm == "linf" else weight
-    rate = weight * speed
-    direction = torch.where(rate > 0, -normal.sign(), 0) * excess.sign()[..., None]
+    direction = torch.where(weight > 0, -normal.sign(), 0) * excess.sign()[..., None]
     room = torch.where(direction > 0, 1 - points, points)
-    reach, limit = weight * room, room / speed
-    stopped = (rate == 0).expand_as(room)
+    rate, reach, limit = weight * speed, weight * room, room / speed
+    stopped = (weight == 0).expand_as(room)
     while True:
         # rounding must not turn round those that still move
         left = (distance - torch.where(stopped, reach, 0).sum(-1)).clamp_min(0)
