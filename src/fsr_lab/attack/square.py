@@ -34,8 +34,9 @@ class Square:
 
     Attributes:
         threat: the set searched.
-        queries: proposals, each one forward pass of a sample; the start costs one more, and knowing who is right
-            unattacked another.
+        queries: proposals of a run, each one forward pass of a sample; the start costs one more. Not of the budget are
+            the deployed model's passes: one to know who is right unattacked, one of each run's result, and the looks
+            every hundred proposals where crafting is not exact.
         p_init: share of the image that the first squares cover.
         restarts: runs, each on the samples not fooled yet.
         policy: precision of the passes.
@@ -92,7 +93,8 @@ class Square:
         with crafting(model, self.policy, example=x) as attacked, torch.no_grad():
             margins = margin(attacked(best), y)
         is_exact = self.policy == Policy()
-        rows, goal = torch.arange(len(x), device=x.device), torch.zeros_like(margins)
+        left, goal = torch.arange(len(x), device=x.device), torch.zeros_like(margins)
+        rows = left
         for first in range(0, self.queries, CONFIRM_EVERY):
             with crafting(model, self.policy, example=x) as attacked, torch.no_grad():
                 for proposal in range(first, min(first + CONFIRM_EVERY, self.queries)):
@@ -106,7 +108,8 @@ class Square:
                     lower = values < margins[rows]
                     best[rows[lower]], margins[rows[lower]] = image[lower], values[lower]
             if not is_exact:
-                rows = (deployed_margins(model, best, y) > 0).nonzero().squeeze(1)
+                left = left[deployed_margins(model, best[left], y[left]) > 0]
+                rows = left
                 # the next look is at something better than what was not confirmed
                 goal[rows] = margins[rows].clamp_max(0).nextafter(torch.full_like(margins[rows], -torch.inf))
             if not len(rows):
