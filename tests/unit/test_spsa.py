@@ -45,11 +45,22 @@ def test_the_budget_is_kept_exactly():
     def never(x):
         return torch.tensor([1.0, 0.0]).repeat(len(x), 1)
 
-    for queries, directions, spent in ((650, 16, 19 * 33), (33, 16, 33), (32, 16, 0)):
+    for queries, directions, spent in ((650, 16, 19 * 33), (33, 16, 33), (65, 16, 33)):
         model = Counted(never)
         attack_of(queries=queries, directions=directions)(model, torch.rand(3, 1, 4, 4), torch.zeros(3).long())
         assert model.forwards == 3 * (1 + spent)
         assert model.backwards == 0
+
+
+def test_who_else_is_attacked_changes_nothing(net, data, monkeypatch):
+    # 100 rows: how many directions go side by side depends on how many samples are left
+    monkeypatch.setattr("fsr_lab.attack.spsa.ROWS", 100)
+    net, x, y = net.double(), data[0].double(), data[1]
+    torch.manual_seed(4)
+    together = attack_of()(net, x, y)
+    for rows in ([3], [20, 7, 8], list(range(23, 0, -2))):
+        torch.manual_seed(4)
+        assert torch.allclose(attack_of()(net, x[rows], y[rows]), together[rows], rtol=0, atol=1e-9)
 
 
 def test_chunks_of_directions_change_no_count(monkeypatch, net, data):
@@ -79,7 +90,7 @@ def test_it_fools_by_logits_alone(net, data, threat):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"directions": 0}, "directions"), ({"queries": 0}, "queries"), ({"delta": 0}, "delta"),
+    [({"directions": 0}, "directions"), ({"queries": 32, "directions": 16}, "queries"), ({"delta": 0}, "delta"),
      ({"learning_rate": 0}, "learning_rate")],
 )  # fmt: skip
 def test_sizes_that_cannot_work_are_refused(options, message):

@@ -29,12 +29,16 @@ class NAttack:
 
     Differs from the released code: perturbations are clipped around the image, not around its tanh reconstruction,
     which is 5e-7 away; with `any_candidate` a member of the population that is misclassified is a success, where the
-    code looks at the mean alone. Of a sample not fooled the image with the smallest margin is returned.
+    code looks at the mean alone; rewards are of logits, where the code adds 1e-30 to probabilities. Noises are drawn
+    once for all samples, so that what is found for one does not depend on which others are attacked with it (with
+    `noise` it does: the defences draw for the batch). Of a sample not fooled the image with the smallest margin is
+    returned.
 
     Attributes:
         threat: the set searched.
         queries: budget of a sample, in forward passes of one image: an iteration costs its population, a look at the
-            mean one; what would go beyond is not begun. Knowing who is right unattacked costs one more.
+            mean one; what would go beyond is not begun. Not of the budget are the deployed model's passes: one to
+            know who is right unattacked, and one for each iteration that seems to have fooled a sample.
         population: images drawn in an iteration.
         sigma: standard deviation of the Gaussian.
         alpha: learning rate.
@@ -44,7 +48,7 @@ class NAttack:
         policy: precision of the passes.
 
     Raises:
-        ValueError: a budget below one population, a population below 2, or a rate of no size.
+        ValueError: a budget below a population and a look at the mean, a population below 2, or a rate of no size.
     """
 
     threat: Threat
@@ -61,7 +65,7 @@ class NAttack:
 
     def __post_init__(self) -> None:
         whole("population", self.population, 2)
-        whole("queries", self.queries, 1)
+        whole("queries", self.queries, self.population + 1)
         for name in ("sigma", "alpha"):
             object.__setattr__(self, name, fraction(getattr(self, name)))
             if getattr(self, name) == 0:
@@ -78,16 +82,19 @@ class NAttack:
         with torch.inference_mode(False), torch.no_grad():
             x, y = x.detach().clone(), y.clone()
             found = x.clone()
+            # every group draws from this one seed: groups that end early leave the others' draws alone
+            seed = int(torch.randint(2**62, ()))
             right = (deployed_margins(model, x, y) > 0).nonzero().squeeze(1)
             for rows in right.split(max(1, ROWS // self.population)):
-                found[rows] = self._search(model, x[rows], y[rows])
+                found[rows] = self._search(model, x[rows], y[rows], torch.Generator(x.device).manual_seed(seed))
             return found
 
-    def _search(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    def _search(self, model: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Return what was found for samples attacked side by side; a fooled one leaves."""
         found = _Found(x, y)
         anchor = ((2 * x - 1) * SQUASH).atanh()
-        mean = 0.001 * torch.randn_like(x, memory_format=torch.contiguous_format)
+        shape = x.shape[1:]
+        mean = (0.001 * torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)).repeat(len(x), 1, 1, 1)
         rows = torch.arange(len(x), device=x.device)
         spent, iteration = 0, 0
         while len(rows):
@@ -98,7 +105,7 @@ class NAttack:
                 if looks:
                     image = self._image(anchor[rows] + mean[rows], x[rows])
                     found.note(rows, image, margin(attacked(image), y[rows]))
-                draws = torch.randn(len(rows), self.population, *x.shape[1:], dtype=x.dtype, device=x.device)
+                draws = torch.randn(self.population, *shape, generator=generator, dtype=x.dtype, device=x.device)
                 points = (anchor + mean)[rows, None] + self.sigma * draws
                 images = self._image(points, x[rows, None])
                 values = margin(attacked(images.flatten(0, 1)), y[rows].repeat_interleave(self.population))
@@ -118,13 +125,15 @@ class NAttack:
         one without any spread moves nothing.
 
         Args:
-            draws: (N, population, C, H, W) standard normal.
+            draws: (population, C, H, W) standard normal, the same for all samples.
             margins: (N, population) z_y - max other.
         """
         rewards = -0.5 * margins.clamp(0, REWARD_CAP)
+        # from the first: the mean of equal rewards is not quite one of them, and dividing by 1e-7 would show it
+        rewards = rewards - rewards[:, :1]
         spread = rewards.std(1, unbiased=False, keepdim=True)
         advantages = (rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-7)
-        return self.alpha / (self.population * self.sigma) * torch.einsum("np,np...->n...", advantages.to(draws), draws)
+        return self.alpha / (self.population * self.sigma) * torch.einsum("np,p...->n...", advantages.to(draws), draws)
 
     def _image(self, points: Tensor, x: Tensor) -> Tensor:
         images = points.tanh() / 2 + 0.5

@@ -23,7 +23,8 @@ class SPSA:
 
     Source: Uesato et al., 2018 (arXiv:1802.05666), Algorithm 1: directions of -1 and 1, steps by Adam, projected after
     each. A sample that is wrong, unattacked or by then, is left alone; of one not fooled the image with the smallest
-    margin among the iterates is returned.
+    margin among the iterates is returned. Directions are drawn once for all samples, so that what is found for one does
+    not depend on which others are attacked with it.
 
     Attributes:
         threat: the set searched.
@@ -50,7 +51,7 @@ class SPSA:
 
     def __post_init__(self) -> None:
         whole("directions", self.directions, 1)
-        whole("queries", self.queries, 1)
+        whole("queries", self.queries, 2 * self.directions + 1)
         for name in ("delta", "learning_rate"):
             object.__setattr__(self, name, fraction(getattr(self, name)))
             if getattr(self, name) == 0:
@@ -91,15 +92,14 @@ class SPSA:
         Source: Spall, 1992, "Multivariate stochastic approximation using a simultaneous perturbation gradient
         approximation". Images are tried beyond [0, 1] where a direction leads there, as in the paper.
         """
+        # before the chunks, whose width depends on how many samples are left
+        draws = torch.empty(self.directions, *x.shape[1:], dtype=x.dtype, device=x.device).bernoulli_().mul_(2).sub_(1)
         total = torch.zeros_like(x)
         width = max(1, min(self.directions, ROWS // (2 * len(x))))
-        for done in range(0, self.directions, width):
-            count = min(width, self.directions - done)
-            signs = (
-                torch.empty(len(x), count, *x.shape[1:], dtype=x.dtype, device=x.device).bernoulli_().mul_(2).sub_(1)
-            )
+        for signs in draws.split(width):
+            count = len(signs)
             pairs = torch.stack((x[:, None] + self.delta * signs, x[:, None] - self.delta * signs))
             values = margin(model(pairs.flatten(0, 2)), y.repeat_interleave(count).repeat(2)).reshape(2, len(x), count)
             slopes = (values[0] - values[1]) / (2 * self.delta)
-            total += torch.einsum("nd,nd...->n...", slopes.to(signs), signs)
+            total += torch.einsum("nd,d...->n...", slopes.to(signs), signs)
         return total / self.directions
