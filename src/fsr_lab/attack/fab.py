@@ -21,9 +21,9 @@ from fsr_lab.core.units import fraction, whole
 class FAB:
     """Search for the nearest misclassified image: steps onto linearised boundaries, biased towards the clean image.
 
-    Source: Croce and Hein, 2020 (arXiv:1907.02044), Algorithm 1, as AutoAttack runs it (arXiv:2003.01690): without
-    the paper's final search, a sample that is fooled within eps is done with, and only then is it changed: by the
-    nearest misclassified image of the run that did it. All others are returned clean.
+    Source: Croce and Hein, 2020 (arXiv:1907.02044), Algorithm 1, as AutoAttack runs it (arXiv:2003.01690), which is
+    without the paper's final search. A sample is done with once it is fooled within eps; returned for it is the nearest
+    misclassified image of the run that fooled it, and for every other sample the clean image.
 
     A step costs two forward passes and one gradient. Whether a sample is fooled is decided by the deployed model, in
     its own precision. In bfloat16 many an image lies so near to the boundary that it fools the crafting precision
