@@ -49,6 +49,8 @@ def evaluate_weights(
     if weights is not None:
         load_weights(model, *weights)
     ledger = ledger_folder(cfg, model, data)
+    if ledger is not None:
+        print(f"ledger: {ledger}", file=sys.stderr, flush=True)
     if (devices := ranks_wanted(cfg)) > 1 and shard is None:
         if ledger is None:
             raise ValueError("trainer.devices over 1 needs a ledger to meet in; leave out ledger=none")
