@@ -224,6 +224,45 @@ def test_restarts_begin_half_of_eps_away(norm, linear):
         torch.testing.assert_close(length(start - x, norm), torch.full((8,), 5e-4), atol=1e-7, rtol=0)
 
 
+def test_a_callable_may_compute_in_another_precision_than_the_images(linear, batch):
+    x, model = batch[0], linear.double()
+    y = model(x.double()).argmax(1)
+    found = fab(threat=Threat(norm="linf", eps=0.5))(lambda images: model(images.double()), x, y)
+    assert found.dtype == torch.float32
+    assert (model(found.double()).argmax(1) != y).all()
+
+
+def test_the_model_is_never_shown_anything_but_images():
+    # wrong in bfloat16 alone, and flat: what fools the crafting precision is the clean image itself
+    shown = []
+
+    def model(x):
+        shown.append(bool(((x >= 0) & (x <= 1)).all()))
+        right = -1.0 if torch.is_autocast_enabled("cpu") else 1.0
+        flat = 0 * x.flatten(1).sum(1)
+        return torch.stack([flat + right, flat], 1)
+
+    x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(fab(steps=3, policy=Policy(dtype="bfloat16"))(model, x, y), x)
+    assert all(shown)
+
+
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_restarts_draw_alike_whatever_the_strides(norm, linear):
+    x = torch.rand(8, 3, 8, 8)
+    y = linear(x).argmax(1)
+    attack = fab(threat=Threat(norm=norm, eps=1e-3), targets=1, steps=1, restarts=2)
+    starts = []
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        shown = []
+        torch.manual_seed(3)
+        attack(lambda v, shown=shown: linear(shown.append(v.detach()) or v), images, y)
+        # first all are classified; then each run asks at its start, after its step, and of what it found
+        starts.append(shown[4])
+    assert not torch.equal(starts[0], x)
+    assert torch.equal(*starts)
+
+
 @pytest.mark.parametrize(("targets", "turns", "gradients"), [(9, 3, 1), (2, 2, 1), (0, 1, 3)])
 def test_a_step_costs_two_forward_passes_and_a_gradient_per_class(targets, turns, gradients, linear, batch):
     passes = {"forward": 0, "backward": 0}

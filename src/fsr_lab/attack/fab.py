@@ -29,8 +29,8 @@ class FAB:
     its own precision. In bfloat16 many an image lies so near to the boundary that it fools the crafting precision
     alone: these are tried once more at the edge of the threat set, straight on.
 
-    Deviations from the released code: a step aims beyond the boundary by a rounding of every pixel, without which one
-    or two samples in a thousand stop on its near side in float32; equal logits count as misclassified.
+    Deviations from the released code: a step aims beyond the boundary by a rounding of every pixel, without which a
+    few samples of some networks stop on its near side in float32; equal logits count as misclassified.
 
     Attributes:
         threat: its norm is made small; its eps is what counts as fooled.
@@ -121,7 +121,8 @@ class FAB:
         """Return z_rival - z_y (N,) and its gradient, shaped as x, for the rival whose boundary seems nearest."""
         point = point.detach().requires_grad_()
         logits = full_precision(attacked(point))
-        gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
+        # in the images' precision: a callable may compute in another
+        gaps = (logits.gather(1, rivals) - logits.gather(1, y[:, None])).to(point.dtype)
         dual = 1 if self.threat.norm == "linf" else 2
         gap, normal = torch.zeros_like(gaps[:, 0]), torch.zeros_like(point)
         shortest = torch.full_like(gap, torch.inf)
@@ -152,7 +153,7 @@ class FAB:
             fooled = within & (margin(deployed(found), y) <= 0)
             misjudged = within & ~fooled
             if misjudged.any():
-                edge = self.threat.project(x + _wide(self.threat.eps / size) * (found - x), x)
+                edge = self.threat.project(x + _wide(self.threat.eps / size.clamp_min(1e-12)) * (found - x), x)
                 found = torch.where(_wide(misjudged), edge, found)
                 fooled |= misjudged & (margin(deployed(found), y) <= 0)
         return found, fooled

@@ -7,7 +7,7 @@ from typing import Any
 
 from fsr_lab.core.explain import explanations
 from fsr_lab.core.files import write_text
-from fsr_lab.core.record import CLEAN, NOT_RUN, EvaluationRecord, Finding
+from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.report.columns import HEADINGS
 from fsr_lab.report.paired import Comparison, compare
 from fsr_lab.report.table import Table, accuracy_table
@@ -113,19 +113,20 @@ def _finding(finding: Finding) -> str:
 
 
 def _costs(records: Sequence[EvaluationRecord]) -> str:
-    """Return passes per sample of the split: of attacks that share a path, with the longest."""
-    lines = ["| model | attack | run on | forwards per sample | gradients per sample | crafted in |",
-             "|---|---|--:|--:|--:|---|"]  # fmt: skip
-    lines += [
-        f"| {record.name} | {HEADINGS.get(attack, attack)} | {int((outcome != NOT_RUN).sum())} | "
-        f"{forwards / len(record):.1f} | {backwards / len(record):.1f} | {record.precision} |"
-        for record in records
-        for attack, outcome, forwards, backwards in zip(
-            record.attacks, record.outcome, record.forwards, record.backwards, strict=True
-        )
-        if attack != CLEAN
-    ]
-    note = "Outcomes are judged in float32. Attacks that share a path are run once, and counted with the longest.\n"
+    """Return passes per sample of the split, a line a record."""
+    attacks = [name for name in dict.fromkeys(name for record in records for name in record.attacks) if name != CLEAN]
+    lines = [f"| model | {' | '.join(HEADINGS.get(name, name) for name in attacks)} | crafted in |",
+             "|---|" + "--:|" * len(attacks) + "---|"]  # fmt: skip
+    for record in records:
+        passes = {
+            name: f"{forwards / max(len(record), 1):.1f} + {backwards / max(len(record), 1):.1f}"
+            for name, forwards, backwards in zip(record.attacks, record.forwards, record.backwards, strict=True)
+        }
+        lines.append(f"| {record.name} | {' | '.join(passes.get(name, '') for name in attacks)} | {record.precision} |")
+    note = (
+        "Passes per sample: forwards + gradients. Attacks that share a path are run once, and counted with the "
+        "longest. Outcomes are judged in float32.\n"
+    )
     return "\n".join([*lines, "", note])
 
 
