@@ -16,6 +16,13 @@ from fsr_lab.model.points import find_module, inspect_points
 CONF = Path(__file__).parents[2] / "conf" / "model"
 NARROW = {"width": 8, "widen_factor": 1}
 """What the wide networks are reduced to, where they can be: no test here is about their size."""
+GIVEN = {
+    "torch_hub": [
+        f"model.repository={Path(__file__).parent / 'hub'}", "model.name=small",
+        "model.options={num_classes:${dataset.num_classes},in_channels:${dataset.image_shape[0]}}",
+    ],
+}  # fmt: skip
+"""What only the user can say."""
 
 
 @pytest.fixture
@@ -28,7 +35,8 @@ def options(model_name):
 def defended_cfg(model_name, options, compose_config):
     """Return the config of the smallest form of the network, with FSR at its tap."""
     narrowed = [f"model.{key}={NARROW[key]}" for key in NARROW if key in options]
-    return compose_config("dataset=cifar10", f"model={model_name}", *narrowed, "defense=fsr")
+    given = GIVEN.get(model_name, [])
+    return compose_config("dataset=cifar10", f"model={model_name}", *narrowed, *given, "defense=fsr")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.defense.fsr import FSR
@@ -67,3 +68,8 @@ def test_images_of_other_channels_are_named():
         ValueError, match=r"TinyCNN does not take images of shape \(1, 8, 8\): expected images of 3 channel"
     ):
         attach(normalised(TinyCNN(in_channels=1)), {}, (1, 8, 8), 10)
+
+
+def test_a_sequential_is_refused():
+    with pytest.raises(ValueError, match=r"a Sequential runs whatever is added .* in front of its layers"):
+        Normalize([0.5], [0.5]).put_on(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))

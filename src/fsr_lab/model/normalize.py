@@ -40,7 +40,16 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
     def put_on(self, network: nn.Module) -> None:
-        """Make this the first layer of a network, as its module `normalize`."""
+        """Make this the first layer of a network, as its module `normalize`.
+
+        Raises:
+            ValueError: the network is a Sequential, which would run it again as its last layer.
+        """
+        if isinstance(network, nn.Sequential):
+            raise ValueError(
+                "a Sequential runs whatever is added to it; put fsr_lab.model.normalize.Normalize in front of its "
+                "layers, and leave out model.normalize"
+            )
         network.add_module("normalize", self)
         network.register_forward_pre_hook(self.before)
 
