@@ -88,8 +88,8 @@ def paper_protocol(model: DefendedModel, x: Tensor, y: Tensor, rounds: int) -> l
 
     def ours(policy: Policy, **options: Any) -> Callable[[], EvaluationRecord]:
         return partial(
-            evaluate, model, [(x, y)], ready_made(PAPER_FOUR, policy), threat=THREAT, seed=0, chunk=len(x), doctor=False,
-            **options,
+            evaluate, model, [(x, y)], ready_made(PAPER_FOUR, policy), threat=THREAT, seed=0, chunk=len(x),
+            doctor=False, **options,
         )  # fmt: skip
 
     works = {
@@ -283,7 +283,8 @@ def main() -> None:
     x, y, data_hash = images(options.samples)
     content = {
         "paper": paper_protocol(model, x, y, options.rounds), "queries": queries(model, x[:32]),
-        "doctor_seconds": doctor_seconds(model, x, y), "autoattack": autoattack(options.autoattack_samples), "samples": options.samples, "data": data_hash,
+        "doctor_seconds": doctor_seconds(model, x, y),
+        "autoattack": autoattack(options.autoattack_samples), "samples": options.samples, "data": data_hash,
         "provenance": Provenance.collect(command="python experiments/speed/evaluation.py", seed=0, hashes={}).as_dict(),
     }  # fmt: skip
     (HERE / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
