@@ -31,6 +31,8 @@ OVERRIDES = "overrides.yaml"
 CONFIGS = "pkg://fsr_lab.conf"
 FAILED = 1
 BAD_INPUT = 2
+PIPE_WIDTH = 400
+"""Of tables that go into a file or a pipe, which has no width of its own: wide enough that none is cut."""
 INTERRUPTED = 130
 Task = Callable[[DictConfig], None]
 
@@ -133,7 +135,7 @@ def doctor(session: Session, cfg: DictConfig) -> None:
         loaded_network(cfg, weights), engine.opened_data(cfg), build.build_threat(cfg), name=name, samples=cfg.samples,
         device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
     )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 160).print(diagnosis(*found))
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(diagnosis(*found))
     if found.has_failed:
         session.exit_code = max(session.exit_code, FAILED)
 
@@ -326,7 +328,7 @@ def print_report(folder: Path) -> None:
 
     table, path = write_cost_report(folder) if holds_costs(folder) else write_report(folder)
     # a pipe has no width of its own, and a wrapped table is no table
-    Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table.rich())
     print(f"report: {path}")
 
 
@@ -504,7 +506,7 @@ def compare_arguments(argv: Sequence[str]) -> None:
         if argv and argv[0] not in ("-h", "--help"):
             raise ValueError(f"expected two records, or folders that hold them, got {places}")
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     for comparison in compare_places(Path(places[0]), Path(places[1]), out):
         console.print(comparison.rich())
     if out is not None:

@@ -179,10 +179,11 @@ def heavier(model):
         (lambda args: args | {"seed": 1}, "seed: 0 there, 1 here"),
         (lambda args: args | {"chunk": 7}, "chunk: 6 there, 7 here"),
         (lambda args: args | {"model": heavier(args["model"])}, "weights: "),
+        (lambda args: args | {"about": "another temperature"}, "about:  there, another temperature here"),
         (lambda args: args | {"batches": [(1 - x, y) for x, y in args["batches"]]}, "data: "),
         (lambda args: args | {"batches": [(x[:39], y[:39]) for x, y in args["batches"]]}, "samples: 40 there, 39 here"),
     ],
-    ids=["eps", "norm", "seed", "chunk", "weights", "data", "fewer samples"],
+    ids=["eps", "norm", "seed", "chunk", "weights", "about", "data", "fewer samples"],
 )
 def test_the_ledger_of_another_evaluation_is_refused(model, data, tmp_path, change, named):
     args = {"model": model, "batches": data, "attacks": {"pgd": pgd()}, "threat": THREAT, "seed": 0, "chunk": 6}
@@ -213,7 +214,7 @@ def test_a_callable_has_no_weights_and_is_known_by_its_margins(model, data, tmp_
 
 def test_a_ledger_of_other_code_is_refused(model, data, tmp_path, monkeypatch):
     run(model, data, ledger=tmp_path)
-    monkeypatch.setattr("fsr_lab.evaluation.run.source_hash", lambda *packages: "changed")
+    monkeypatch.setattr("fsr_lab.evaluation.run.CODE", "changed")
     with pytest.raises(ValueError, match=r"code: .* there, changed here"):
         run(model, data, ledger=tmp_path)
 
@@ -263,6 +264,7 @@ def test_images_are_kept_where_asked_for(model, data, tmp_path):
     (x, y), attack = data[0], pgd()
     record = run(model, data, {"pgd": attack}, ledger=tmp_path, keep_images=True)
     assert not np.array_equal(record.norm[1], record.norm[0])
+    assert all("images" in stored for stored in files(tmp_path).values())
     (column,) = [path.name for path in tmp_path.iterdir() if path.name.startswith("pgd")]
     book = Ledger(tmp_path, {})
     chunks = dict(book.images(column))
@@ -425,4 +427,100 @@ def test_seeds_follow_the_cell_alone():
 def test_the_header_tells_what_the_ledger_is_of(model, data, tmp_path):
     run(model, data, ledger=tmp_path)
     header = json.loads((tmp_path / "ledger.json").read_text())
-    assert {"weights", "data", "samples", "norm", "eps", "seed", "chunk", "code", "torch"} == header.keys()
+    assert {"weights", "about", "data", "samples", "norm", "eps", "seed", "chunk", "code", "torch"} == header.keys()
+
+
+class Noisy(nn.Module):
+    """Draws noise when deployed, and says so."""
+
+    eval_noise = True
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return logits + 0.3 * torch.randn_like(logits)
+
+
+def test_a_network_that_draws_noise_finds_its_ledger_again(model, data, tmp_path):
+    first = run(Noisy(model), data, ledger=tmp_path)
+    assert_equal(run(Noisy(model), data, ledger=tmp_path), first)
+    for index in (1, 0):
+        run(Noisy(model), data, ledger=tmp_path / "shards", shard=(index, 2))
+    assert_equal(run(Noisy(model), data, ledger=tmp_path / "shards"), first)
+
+
+def test_a_shard_of_another_network_is_refused_by_its_own_chunks(model, data, tmp_path):
+    run(lambda x: model(x).roll(1, 1), data, ledger=tmp_path, shard=(1, 2))
+    run(lambda x: model(x), data, ledger=tmp_path, shard=(0, 2))  # it has nothing to compare with
+    with pytest.raises(ValueError, match="is the ledger of another network"):
+        run(lambda x: model(x), data, ledger=tmp_path, shard=(1, 2))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Moves every pixel by one size."""
+
+    size: float
+
+    def __call__(self, net, x, y):
+        return (x + self.size).clamp(0, 1)
+
+
+def test_a_foreign_attack_is_known_by_its_settings(model, data, tmp_path):
+    for size in (0.0, 8 / 255, 0.0):
+        record = run(model, data, {"shift": Shift(size)}, ledger=tmp_path)
+        assert record.norm[1].max() == pytest.approx(size, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: lambda net, x, y: x, lambda: Untold(torch.zeros(1, 3, 32, 32))])
+def test_an_attack_that_does_not_tell_its_settings_has_no_ledger(model, data, tmp_path, make):
+    run(model, data, {"untold": make()})
+    with pytest.raises(ValueError, match=r"'untold' does not tell its settings .*dataclass of plain values"):
+        run(model, data, {"untold": make()}, ledger=tmp_path)
+
+
+@dataclass(frozen=True, eq=False)
+class Untold:
+    pattern: torch.Tensor
+
+    def __call__(self, net, x, y):
+        return x
+
+
+def test_passes_of_kin_do_not_depend_on_what_the_ledger_has(model, data, tmp_path):
+    attacks = {"long": pgd(9, relative_step=0.1), "short": pgd(4, relative_step=0.1)}
+    together = run(model, data, attacks, ledger=tmp_path)
+    alone = run(model, data, {"short": attacks["short"]}, ledger=tmp_path)
+    assert together.forwards.tolist() == [0, 9 * 40, 0]
+    assert alone.forwards.tolist() == [0, 4 * 40]
+    assert run(model, data, attacks, ledger=tmp_path).forwards.tolist() == [0, 9 * 40, 0]
+
+
+def test_a_cell_of_other_samples_than_are_left_is_run_again(model, data, tmp_path):
+    chains = {"all": ["pgd", "random"]}
+    whole = run(model, data, chains=chains, ledger=tmp_path)
+    (first,) = [path for path in tmp_path.iterdir() if path.name.startswith("pgd")]
+    cell = first / "00000.npz"
+    with np.load(cell) as stored:
+        changed = dict(stored)
+    lost = np.flatnonzero(changed["outcome"] == 0)
+    assert len(lost)
+    changed["outcome"][lost[0]] = 1  # as if another machine's draws had let it stand
+    np.savez(cell, **changed)
+    again = run(model, data, chains=chains, ledger=tmp_path)
+    assert again.outcome[2][lost[0]] != NOT_RUN
+    assert whole.outcome[2][lost[0]] == NOT_RUN
+
+
+def test_a_header_half_written_does_not_condemn_the_folder(model, data, tmp_path):
+    (tmp_path / ".ledger.json.123.456.tmp").write_text('{"half')
+    assert_equal(run(model, data, ledger=tmp_path), run(model, data))
+
+
+def test_a_ledger_that_cannot_be_kept_is_told(model, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot keep a ledger in .*; give ledger=FOLDER"):
+        run(model, data, ledger=tmp_path / "file")

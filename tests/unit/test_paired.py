@@ -15,7 +15,7 @@ from fsr_lab.core.threat import Threat
 from fsr_lab.report.paired import Paired, compare
 
 
-def record(outcome, *, name="net", eps="8/255", data="d", ids=None, labels=None, chains=None):
+def record(outcome, *, name="net", eps="8/255", data="d", ids=None, labels=None, chains=None, settings=None):
     rows = np.array(list(outcome.values()), dtype=np.int8)
     count = rows.shape[1]
     return EvaluationRecord(
@@ -23,7 +23,7 @@ def record(outcome, *, name="net", eps="8/255", data="d", ids=None, labels=None,
         norm=np.zeros(rows.shape, np.float32), ids=np.arange(count) if ids is None else np.array(ids),
         labels=np.zeros(count, np.int64) if labels is None else np.array(labels),
         forwards=np.zeros(len(rows), np.int64), backwards=np.zeros(len(rows), np.int64),
-        threat=Threat(norm="linf", eps=eps), precision="float32", chunk=500, settings={}, findings=(),
+        threat=Threat(norm="linf", eps=eps), precision="float32", chunk=500, settings=settings or {}, findings=(),
         provenance=Provenance(
             command="", revision="", dirty=False, versions={}, hashes={"data": data}, host={}, seed=0
         ),
@@ -104,7 +104,16 @@ def test_chains_and_ensembles_are_compared_too():
     one = record({"clean": [1, 1, 1, 0], "apgd_ce": [1, 0, 1, -1], "square": [1, -1, 0, -1]}, chains=chain)
     other = record({"clean": [1, 1, 1, 0], "apgd_ce": [1, 1, 1, -1], "square": [1, 1, 0, -1]}, chains=chain)
     found = {column.heading: (column.only_first, column.only_second) for column in compare(one, other).columns}
-    assert found == {"Natural": (0, 0), "APGD-CE": (0, 1), "+Square": (0, 1), "AutoAttack": (0, 1)}
+    assert found == {"Natural": (0, 0), "+APGD-CE": (0, 1), "+Square": (0, 1), "AutoAttack": (0, 1)}
+
+
+def test_attacks_of_other_settings_are_left_out_and_named():
+    one = record({"clean": [1, 1], "pgd20": [1, 0]}, settings={"pgd20": "PGD(steps=20)"})
+    other = record({"clean": [1, 0], "pgd20": [0, 0]}, settings={"pgd20": "PGD(steps=1)"})
+    comparison = compare(one, other)
+    assert [column.heading for column in comparison.columns] == ["Natural"]
+    assert comparison.unlike == ("PGD-20",)
+    assert "left out, of other settings in the two: PGD-20" in comparison.title
 
 
 def test_every_format_tells_the_same():

@@ -126,15 +126,15 @@ def counts(table, row=0):
 
 def test_a_chains_members_show_what_is_left_after_them():
     table = accuracy_table([record("net", LEFT, chains=AUTOATTACK)])
-    assert counts(table) == {"Natural": 4, "APGD-CE": 3, "+APGD-T": 2, "+Square": 1, "AutoAttack": 1}
-    assert "+ stands for what is left after this one" in table.note
+    assert counts(table) == {"Natural": 4, "+APGD-CE": 3, "+APGD-T": 2, "+Square": 1, "AutoAttack": 1}
+    assert "+ is what is left after it" in table.note
 
 
 def test_an_attack_alone_and_in_a_chain_are_two_columns():
     alone = record("alone", {"clean": [1, 1], "apgd_ce": [0, 1]})
     chained = record("chained", {"clean": [0, 1], "apgd_ce": [-1, 0]}, chains={"autoattack": ("apgd_ce",)})
     table = accuracy_table([alone, chained])
-    assert table.headings == ("Natural", "APGD-CE", "APGD-CE", "AutoAttack")
+    assert table.headings == ("Natural", "APGD-CE", "+APGD-CE", "AutoAttack")
     assert [[value and value.correct for value in row.values] for row in table.rows] == [
         [2, 1, None, None], [1, None, 0, 0],
     ]  # fmt: skip
@@ -148,6 +148,17 @@ def test_an_ensemble_of_attacks_not_run_everywhere_has_one_convention():
     found = counts(accuracy_table([record("early", outcome, chains=chains)]))
     assert "Ensemble" not in found
     assert found["Ensemble ∧ clean"] == found["Worst case"] == 1
+
+
+def test_an_ensemble_that_another_attack_left_open_has_no_number():
+    outcome = {
+        "clean": [1, 1, 0], "strong": [0, 1, -1], "fgsm": [-1, 1, -1], "pgd20": [-1, 1, -1], "pgd100": [-1, 1, -1],
+        "cw30": [-1, 0, -1],
+    }  # fmt: skip
+    chains = {"worst case": ("strong", "fgsm", "pgd20", "pgd100", "cw30")}
+    found = counts(accuracy_table([record("early", outcome, chains=chains)]))
+    assert found["Worst case"] == 0
+    assert {"Ensemble", "Ensemble ∧ clean"}.isdisjoint(found)
 
 
 def finding(verdict, *attacks):

@@ -1,5 +1,7 @@
 """From a composed config to objects; below this file everything takes plain arguments."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -178,7 +180,10 @@ def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:
     except ValueError as err:
         cure = f" (model@surrogate_model=NAME), on the {cfg.dataset.num_classes} classes of {cfg.dataset.name}"
         raise ValueError(f"surrogate: {err}" + ("" if is_run else cure)) from err
-    return network, f"{own.label} ({weights.stem})" if is_run else path.name
+    # weights do not tell all: a temperature or a normalisation makes another network of the same ones
+    about = [OmegaConf.to_container(own[section], resolve=True) for section in ("model", "defense")]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    return network, f"{f'{own.label} ({weights.stem})' if is_run else path.name}, config {digest}"
 
 
 def stored_config(run: Path) -> DictConfig:

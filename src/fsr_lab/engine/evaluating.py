@@ -3,15 +3,19 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from types import FrameType
+from typing import NoReturn, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fsr_lab.core.hashing import source_hash, state_hash
+from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
@@ -48,12 +52,14 @@ def evaluate_weights(
     model = build.build_model(cfg)
     if weights is not None:
         load_weights(model, *weights)
+    about = network_digest(cfg)
     ledger = ledger_folder(cfg, model, data)
     if ledger is not None:
         print(f"ledger: {ledger}", file=sys.stderr, flush=True)
-    if (devices := ranks_wanted(cfg)) > 1 and shard is None:
-        if ledger is None:
-            raise ValueError("trainer.devices over 1 needs a ledger to meet in; leave out ledger=none")
+    devices = ranks_wanted(cfg)
+    if ledger is None and (devices > 1 or shard is not None):
+        raise ValueError("shards need a ledger to meet in; leave out ledger=none")
+    if devices > 1 and shard is None:
         _evaluate_in_shards(run, weights, devices)
     device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
     model = model.to(device).eval()
@@ -71,12 +77,16 @@ def evaluate_weights(
         name=name,
         command=command,
         data_hash=data.data_hash,
+        about=about,
     )
 
 
 def chains(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the evaluation's chains; with `early_exit` one over all attacks."""
-    if cfg.early_exit:
+    for name in ("early_exit", "keep_images"):
+        if not isinstance(cfg[name], bool):
+            raise ValueError(f"expected {name} to be true or false, got {cfg[name]!r}")
+    if cfg.early_exit and cfg.evaluation.attacks:
         return {EVERYTHING: [str(attack) for attack in cfg.evaluation.attacks]}
     node = cfg.evaluation.get("chains") or {}
     return cast(dict[str, list[str]], OmegaConf.to_container(OmegaConf.create(node), resolve=True))
@@ -88,17 +98,21 @@ def ledger_folder(cfg: DictConfig, model: DefendedModel, data: ImageDataModule) 
     So the same evaluation finds its ledger again, whichever run or command it belongs to, and a network with other
     settings, other data, another eps or another version of this code gets another one.
     """
-    if cfg.ledger == "none":
+    if cfg.ledger in (None, "none"):
         return None
     if cfg.ledger != "auto":
         return Path(cfg.ledger)
-    about = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("model", "defense", "threat")}
-    about |= {
-        "weights": state_hash(model.state_dict()), "data": data.data_hash, "samples": cfg.test_samples,
-        "seed": cfg.seed, "chunk": cfg.chunk, "code": source_hash(*CODE), "torch": torch.__version__,
-    }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(cfg.paths.ledgers) / digest
+    about = (
+        network_digest(cfg), str(build.build_threat(cfg)), state_hash(model.state_dict()), data.data_hash,
+        cfg.test_samples, cfg.seed, cfg.chunk, CODE, torch.__version__,
+    )  # fmt: skip
+    return Path(cfg.paths.ledgers) / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def network_digest(cfg: DictConfig) -> str:
+    """Return what makes a network beside its weights: a temperature, a normalisation, a mask."""
+    about = [OmegaConf.to_container(cfg[section], resolve=True) for section in ("model", "defense")]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def best_device(wanted: str = "auto") -> torch.device:
@@ -129,19 +143,42 @@ def _evaluate_in_shards(run: Path, weights: tuple[Path, str | None] | None, coun
     """
     threads = str(max(1, torch.get_num_threads() // count))
     accelerators = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    pinned = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    visible = pinned or [str(index) for index in range(accelerators)]
     path, average = weights or ("", "")
     processes = []
     for index in range(count):
-        own = {"CUDA_VISIBLE_DEVICES": str(index % accelerators)} if accelerators else {"OMP_NUM_THREADS": threads}
+        own = {"OMP_NUM_THREADS": threads}
+        if accelerators:
+            own["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
         command = [sys.executable, "-m", "fsr_lab.engine.shard", str(run), f"{index}/{count}", str(path), average or ""]
         processes.append(subprocess.Popen(command, env=os.environ | own))
-    try:
+    with _terminating(processes):
         codes = [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            process.terminate()  # after a Ctrl-C or an error of ours; those that ended do not mind
     if any(codes):
         raise RuntimeError(
             f"{sum(map(bool, codes))} of {count} shards failed: their messages stand above; "
             "the same command continues with what all have found"
         )
+
+
+@contextmanager
+def _terminating(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """End these processes when the block ends in any way, SIGTERM among them."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where Python takes no handlers
+        before = None
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()  # those that ended do not mind
+        for process in processes:
+            process.wait()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

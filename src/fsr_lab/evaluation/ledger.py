@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,22 +41,29 @@ class Ledger:
         if folder is None:
             return
         path = folder / HEADER
-        if path.is_file():
-            _refuse_other(folder, _read_header(path), identity)
-        elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not a ledger: it holds other files and no {HEADER}; give an empty folder")
-        else:
-            write_text(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # another process may be writing the header now, or have been killed while it did
+            others = any(not file.name.startswith(f".{HEADER}.") for file in folder.iterdir())
+            if others and not path.is_file():
+                raise ValueError(
+                    f"{folder} is not a ledger: it holds other files and no {HEADER}; give an empty folder"
+                )
+            if not path.is_file():
+                write_text(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
+            header = path.read_text()
+        except OSError as err:
+            raise OSError(err.errno, f"cannot keep a ledger in {folder} ({err.strerror}); give ledger=FOLDER") from err
+        _refuse_other(folder, _parsed(header, path), identity)
 
     def find(self, column: str, index: int, *, with_images: bool = False) -> Cell | None:
         """Return a cell, or None where it is still to be run; a damaged one is, and is said to be."""
         cell = self._cells.get((column, index))
-        if cell is None and self.folder is not None:
-            cell = self._read(self._path(column, index))
-        if cell is None or (with_images and cell.images is None):
-            return None
-        self._cells[column, index] = cell
-        return cell
+        if self.folder is not None and (cell is None or with_images):
+            cell = self._read(self._path(column, index), with_images=with_images)
+            if cell is not None:
+                self._cells[column, index] = replace(cell, images=None)
+        return None if cell is None or (with_images and cell.images is None) else cell
 
     def cell(self, column: str, index: int) -> Cell:
         """Return a cell that must be there.
@@ -79,6 +87,7 @@ class Ledger:
             if cell.images is not None:
                 arrays["images"] = cell.images
             write_atomically(self._path(column, index), lambda stream: np.savez(stream, **arrays))
+            cell = replace(cell, images=None)  # what lies on disk need not fill the memory
         self._cells[column, index] = cell
 
     def images(self, column: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -97,10 +106,10 @@ class Ledger:
         return self.folder / quote(column, safe=" ,=+()") / f"{index:05d}.npz"
 
     @staticmethod
-    def _read(path: Path) -> Cell | None:
+    def _read(path: Path, *, with_images: bool) -> Cell | None:
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                values = {name: stored[name] for name in stored.files}
+                values = {name: stored[name] for name in stored.files if with_images or name != "images"}
             for name in ("forwards", "backwards"):
                 values[name] = int(values[name])
             return Cell(**values)
@@ -111,13 +120,13 @@ class Ledger:
             return None
 
 
-def _read_header(path: Path) -> Mapping[str, Any]:
+def _parsed(text: str, path: Path) -> Mapping[str, Any]:
     try:
-        header = json.loads(path.read_text())
+        header = json.loads(text)
         if not isinstance(header, Mapping):
             raise TypeError(f"a {type(header).__name__}")
-    except DAMAGES as err:
-        raise ValueError(f"{path} is damaged ({err}); give another ledger=, or remove that folder") from err
+    except (ValueError, TypeError) as err:
+        raise ValueError(f"{path} is damaged ({err}); give another ledger=, or put it back") from err
     return header
 
 

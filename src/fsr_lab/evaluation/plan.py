@@ -1,8 +1,10 @@
 """What an evaluation runs: which attacks together, and which on the samples only that others left."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -67,13 +69,34 @@ def settings(attack: Attack) -> str:
 
 
 def columns(attacks: Mapping[str, Attack], works: Sequence[Work]) -> dict[str, str]:
-    """Return the ledger's column of each attack: its name, and a digest of its settings and of what went before it."""
+    """Return a ledger's column of each attack: its name, and a digest of what decides its cells.
+
+    That is its settings, its source where that is not ours, what went before it in a chain, and the longer attack that
+    it is run with, whose cells hold the passes.
+
+    Raises:
+        ValueError: an attack does not tell its settings.
+    """
     found = {CLEAN: CLEAN}
     for work in works[1:]:
+        *_, longest = work.attacks
         for name in work.attacks:
-            text = "\n".join([settings(attacks[name]), *(found[before] for before in work.after)])
-            found[name] = f"{name} {hashlib.sha256(text.encode()).hexdigest()[:10]}"
+            parts = [_identity(name, attacks[name]), *(found[before] for before in work.after)]
+            parts += [settings(attacks[longest])] * (name != longest)
+            found[name] = f"{name} {hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:10]}"
     return found
+
+
+def _identity(name: str, attack: Attack) -> str:
+    text = repr(attack)
+    if " at 0x" in text or "..." in text:
+        raise ValueError(
+            f"attack {name!r} does not tell its settings ({text[:60]}), and a ledger could not tell it from another; "
+            "make it a dataclass of plain values, or evaluate without a ledger"
+        )
+    source = inspect.getsourcefile(type(attack))
+    is_ours = source is None or Path(source).is_relative_to(Path(__file__).parents[1])
+    return text if is_ours else text + Path(source).read_text()
 
 
 def untouched(model: Classifier, x: Tensor, y: Tensor) -> Tensor:

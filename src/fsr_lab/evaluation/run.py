@@ -14,7 +14,7 @@ from fsr_lab.callback.progress import track
 from fsr_lab.core.crafting import Policy, crafting, judging
 from fsr_lab.core.hashing import source_hash, state_hash
 from fsr_lab.core.provenance import Provenance
-from fsr_lab.core.record import CLEAN, WRONG, EvaluationRecord
+from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Classifier
 from fsr_lab.evaluation import sanity
@@ -24,8 +24,8 @@ from fsr_lab.evaluation.doctor import examine, review
 from fsr_lab.evaluation.ledger import Ledger
 from fsr_lab.evaluation.plan import columns, fitted, plan, settings, untouched
 
-CODE = ("attack", "core", "defense", "evaluation", "model")
-"""The packages whose source decides what a cell holds: a ledger of other code is another ledger."""
+CODE = source_hash("attack", "core", "defense", "evaluation", "model")
+"""Of the source that decides what a cell holds, as it was when it was imported: other code has another ledger."""
 EXAMINED = 64
 """Images that the doctor sees."""
 
@@ -46,6 +46,7 @@ def evaluate(
     name: str = "",
     command: str = "evaluate",
     data_hash: str = "",
+    about: str = "",
 ) -> EvaluationRecord:
     """Attack a model and record, per attack and sample, whether it withstood.
 
@@ -73,6 +74,7 @@ def evaluate(
         name: what a table calls the model.
         command: the command line, for the record.
         data_hash: of the images, for the record.
+        about: what else makes the network, where weights do not tell all; a ledger of another text is refused.
 
     Raises:
         ValueError: images or labels out of range, an eps of 0 or beyond the pixel range, a model that returns no
@@ -98,8 +100,9 @@ def evaluate(
     works = plan(attacks, chains or {}, may_share=is_deterministic)
     doctor = doctor and bool(attacks)  # clean accuracy alone is no robustness
     if doctor:
-        x, y = chunks[0]
-        findings += examine(model, x[:EXAMINED], y[:EXAMINED], threat)
+        few = chunks[: -(-EXAMINED // chunk)]
+        x, y = (torch.cat(parts)[:EXAMINED] for parts in zip(*few, strict=True))
+        findings += examine(model, x, y, threat)
     policies = {policy for attack in attacks.values() if isinstance(policy := getattr(attack, "policy", None), Policy)}
     for policy in policies:
         with crafting(counted, policy, example=chunks[0][0]):
@@ -108,21 +111,26 @@ def evaluate(
     if isinstance(model, nn.Module):
         hashes["weights"] = state_hash(model.state_dict())
     about = Provenance.collect(command=command, seed=seed, hashes=hashes)
-    book = Ledger(ledger, {} if ledger is None else _identity(hashes.get("weights", ""), chunks, threat, seed, chunk))
-    column = columns(attacks, works)
-    _recognise(counted, chunks[0], book.find(column[CLEAN], 0), threat, ledger)
+    if ledger is None:
+        book, column = Ledger(None, {}), {attack: attack for attack in (CLEAN, *attacks)}
+    else:
+        column = columns(attacks, works)
+        identity = {"weights": hashes.get("weights", ""), "about": about} | _identity(chunks, threat, seed, chunk)
+        book = Ledger(ledger, identity)
+        _recognise(counted, chunks, mine, book, threat, seed)
     runnable = {CLEAN: untouched} | attacks
     for work in works:
         last = work.attacks[-1]
         for index in track(mine, ", ".join(work.attacks), total=len(mine)):
-            if all(book.find(column[attack], index, with_images=keep_images) for attack in work.attacks):
+            settled = _settled(book, [column[name] for name in work.after], index)
+            cells = [book.find(column[attack], index, with_images=keep_images) for attack in work.attacks]
+            if all(_is_of(cell, settled) for cell in cells):
                 continue
-            cells = run_cells(
+            done = run_cells(
                 counted, {attack: runnable[attack] for attack in work.attacks}, *chunks[index], threat=threat,
-                seed=cell_seed(seed, last, index), settled=_settled(book, [column[name] for name in work.after], index),
-                keep_images=keep_images,
+                seed=cell_seed(seed, last, index), settled=settled, keep_images=keep_images,
             )  # fmt: skip
-            for attack, cell in cells.items():
+            for attack, cell in done.items():
                 book.put(column[attack], index, cell)
     record = EvaluationRecord(
         **_facts({attack: [book.cell(column[attack], index) for index in mine] for attack in runnable}),
@@ -170,29 +178,46 @@ def _probed(model: Classifier, x: Tensor) -> tuple[int, bool]:
         return first.shape[1], torch.equal(first, deployed(x))
 
 
+def _is_of(cell: Cell | None, settled: NDArray[np.bool_] | None) -> bool:
+    """Tell whether a cell is there and was run on the samples that it is to be run on."""
+    if cell is None:
+        return False
+    idle = cell.outcome == NOT_RUN
+    return not idle.any() if settled is None else np.array_equal(idle, settled)
+
+
 def _recognise(
-    model: Counted, data: tuple[Tensor, Tensor], known: Cell | None, threat: Threat, folder: Path | None
+    model: Counted,
+    chunks: Sequence[tuple[Tensor, Tensor]],
+    mine: Sequence[int],
+    book: Ledger,
+    threat: Threat,
+    seed: int,
 ) -> None:
-    """Refuse a ledger whose clean margins are not this model's: weights do not tell all, a callable has none."""
-    if known is None:
+    """Refuse a ledger whose clean margins are not this model's: weights do not tell all, and a callable has none.
+
+    Raises:
+        ValueError: as said.
+    """
+    index = next((index for index in mine if book.find(CLEAN, index) is not None), None)
+    if index is None:
         return
-    ours = run_cells(model, {CLEAN: untouched}, *data, threat=threat, seed=0)[CLEAN].margin
-    if known.margin.shape != ours.shape or not np.allclose(known.margin, ours, rtol=1e-3, atol=1e-3):
+    known = book.cell(CLEAN, index).margin
+    cells = run_cells(model, {CLEAN: untouched}, *chunks[index], threat=threat, seed=cell_seed(seed, CLEAN, index))
+    ours = cells[CLEAN].margin
+    if known.shape != ours.shape or not np.allclose(known, ours, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"{folder} is the ledger of another network: on the clean images its margins are others; "
+            f"{book.folder} is the ledger of another network: on the clean images its margins are others; "
             "give this evaluation another ledger="
         )
 
 
-def _identity(
-    weights: str, chunks: Sequence[tuple[Tensor, Tensor]], threat: Threat, seed: int, chunk: int
-) -> dict[str, Any]:
-    """Return what makes two evaluations the same but for their attacks, and two cells interchangeable."""
+def _identity(chunks: Sequence[tuple[Tensor, Tensor]], threat: Threat, seed: int, chunk: int) -> dict[str, Any]:
+    """Return what, beside the network, makes two evaluations the same but for their attacks."""
+    x, y = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return {
-        "weights": weights,
-        "data": state_hash({f"{part}{index}": pair[part] for index, pair in enumerate(chunks) for part in (0, 1)}),
-        "samples": sum(len(y) for _, y in chunks), "norm": threat.norm, "eps": threat.eps, "seed": seed,
-        "chunk": chunk, "code": source_hash(*CODE), "torch": torch.__version__,
+        "data": state_hash({"x": x, "y": y}), "samples": len(y), "norm": threat.norm, "eps": threat.eps, "seed": seed,
+        "chunk": chunk, "code": CODE, "torch": torch.__version__,
     }  # fmt: skip
 
 

@@ -49,19 +49,15 @@ class Column(NamedTuple):
     Attributes:
         heading: what stands over it.
         attacks: a sample counts where it withstood all of these.
-        is_exact: each sample must have lost to one of the attacks or have been attacked by all.
     """
 
     heading: str
     attacks: tuple[str, ...]
-    is_exact: bool = False
 
-    def is_in(self, record: EvaluationRecord) -> bool:
-        """Tell whether a record has this column."""
-        rows = [record.attacks.index(name) for name in self.attacks if name in record.attacks]
-        outcome = record.outcome[rows]
-        is_open = (outcome == NOT_RUN).any(axis=0) & ~(outcome == WRONG).any(axis=0)
-        return len(rows) == len(self.attacks) and not (self.is_exact and is_open.any())
+    def is_known_of(self, record: EvaluationRecord) -> bool:
+        """Tell whether each of a record's samples lost to one of the attacks or was attacked by all of them."""
+        outcome = record.outcome[[record.attacks.index(name) for name in self.attacks]]
+        return not ((outcome == NOT_RUN).any(axis=0) & ~(outcome == WRONG).any(axis=0)).any()
 
 
 def columns_of(record: EvaluationRecord) -> Iterator[Column]:
@@ -71,13 +67,13 @@ def columns_of(record: EvaluationRecord) -> Iterator[Column]:
         if attack not in chained:
             yield Column(HEADINGS.get(attack, attack), (attack,))
     if set(PAPER_FOUR) <= set(record.attacks):
-        exact = Column(ENSEMBLE, PAPER_FOUR, is_exact=True)
-        if exact.is_in(record):
-            yield exact
-        yield Column(ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR))
+        for heading, attacks in ((ENSEMBLE, PAPER_FOUR), (ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR))):
+            column = Column(heading, attacks)
+            if column.is_known_of(record):
+                yield column
     for name, chain in record.chains.items():
         for place, attack in enumerate(chain):
-            yield Column(f"{'+' if place else ''}{HEADINGS.get(attack, attack)}", (CLEAN, *chain[: place + 1]))
+            yield Column(f"+{HEADINGS.get(attack, attack)}", (CLEAN, *chain[: place + 1]))
         yield Column(HEADINGS.get(name, name), (CLEAN, *chain))
 
 

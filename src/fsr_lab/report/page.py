@@ -1,7 +1,9 @@
 """A folder's report: every record below it in one table, with where the numbers come from."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def find_records(folder: Path) -> list[tuple[Path, EvaluationRecord]]:
 
 def write_report(folder: Path) -> tuple[Table, Path]:
     """Write report.md, table.csv and table.json of all records below a folder; the same records give the same bytes."""
-    found = find_records(folder)
+    found = _told_apart(folder, find_records(folder))
     records = [record for _, record in found]
     table = accuracy_table(records)
     notes = _read(folder / "notes.md")
@@ -53,6 +55,16 @@ def write_report(folder: Path) -> tuple[Table, Path]:
     write_text(folder / "table.json", json.dumps(_machine_readable(table, found, folder), indent=1) + "\n")
     write_text(path, text)
     return table, path
+
+
+def _told_apart(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> list[tuple[Path, EvaluationRecord]]:
+    """Return the records, with its place behind the name where a name and a seed are those of several."""
+    count = Counter((record.name, record.provenance.seed) for _, record in found)
+    return [
+        (path, replace(record, name=f"{record.name} [{path.relative_to(folder).with_suffix('').as_posix()}]"))
+        if count[record.name, record.provenance.seed] > 1 else (path, record)
+        for path, record in found
+    ]  # fmt: skip
 
 
 def compare_places(first: Path, second: Path, out: Path | None = None) -> list[Comparison]:

@@ -86,12 +86,13 @@ class Paired(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Every column that two records share."""
+    """Every column that two records share; `unlike` are those whose attacks have other settings in the two."""
 
     first: str
     second: str
     threat: str
     columns: tuple[Paired, ...]
+    unlike: tuple[str, ...] = ()
 
     def rich(self) -> RichTable:
         """Return the table for a terminal."""
@@ -120,21 +121,29 @@ class Comparison(NamedTuple):
     def json(self) -> str:
         """Return everything, machine-readable."""
         columns = [column.plain() for column in self.columns]
-        about = {"first": self.first, "second": self.second, "threat": self.threat, "columns": columns, "note": NOTE}
+        about = {
+            "first": self.first,
+            "second": self.second,
+            "threat": self.threat,
+            "columns": columns,
+            "unlike": self.unlike,
+            "note": NOTE,
+        }
         return json.dumps(about, indent=1) + "\n"
 
     @property
     def title(self) -> str:
         """Which is which."""
         n = self.columns[0].n
-        return f"first: {self.first}; second: {self.second}; {self.threat}, n {n}"
+        left_out = f"; left out, of other settings in the two: {', '.join(self.unlike)}" if self.unlike else ""
+        return f"first: {self.first}; second: {self.second}; {self.threat}, n {n}{left_out}"
 
 
 def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
-    """Compare two records sample by sample, in every column that both have.
+    """Compare two records sample by sample, in every column that both have, of attacks with the same settings.
 
     Raises:
-        ValueError: they are of other samples or another threat, or share no column.
+        ValueError: they are of other samples or another threat.
     """
     for what, mine, theirs in (
         ("samples", first.ids.tolist(), second.ids.tolist()),
@@ -146,9 +155,12 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
             told = f" ({mine} and {theirs})" if isinstance(mine, str | None) else f" ({len(first)} and {len(second)})"
             raise ValueError(f"these records are not of the same {what}{told}; evaluate both alike to compare them")
     shared = [column for column in columns_of(first) if column in set(columns_of(second))]
-    return Comparison(
-        first.name, second.name, str(first.threat), tuple(_paired(first, second, column) for column in shared)
-    )
+    unlike = [
+        column.heading for column in shared
+        if any(first.settings.get(name) != second.settings.get(name) for name in column.attacks)
+    ]  # fmt: skip
+    columns = tuple(_paired(first, second, column) for column in shared if column.heading not in unlike)
+    return Comparison(first.name, second.name, str(first.threat), columns, tuple(unlike))
 
 
 def _paired(first: EvaluationRecord, second: EvaluationRecord, column: Column) -> Paired:

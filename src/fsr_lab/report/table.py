@@ -17,7 +17,7 @@ ENSEMBLE_NOTE = (
     "unattacked, the released code's convention."
 )
 CHAIN_NOTE = (
-    " A chain's attacks are run on the samples that withstood those before: + stands for what is left after this one."
+    " A chain's attacks are run on the samples that are right and withstood those before: + is what is left after it."
 )
 DAGGER_NOTE = f" {DAGGER}: a check of this evaluation failed, and the number is not to be believed; see the findings."
 
