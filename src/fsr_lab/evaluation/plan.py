@@ -91,12 +91,11 @@ def _identity(name: str, attack: Attack) -> str:
     text = repr(attack)
     if " at 0x" in text or "..." in text:
         raise ValueError(
-            f"attack {name!r} does not tell its settings ({text[:60]}), and a ledger could not tell it from another; "
-            "make it a dataclass of plain values, or evaluate without a ledger"
+            f"attack {name!r} does not tell its settings ({' '.join(text.split())[:60]}), and a ledger needs them; make "
+            "it a dataclass of plain values, or evaluate without a ledger"
         )
-    source = inspect.getsourcefile(type(attack))
-    is_ours = source is None or Path(source).is_relative_to(Path(__file__).parents[1])
-    return text if is_ours else text + Path(source).read_text()
+    source = Path(inspect.getsourcefile(type(attack)) or __file__)
+    return text if source.is_relative_to(Path(__file__).parents[1]) else text + source.read_text()
 
 
 def untouched(model: Classifier, x: Tensor, y: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def evaluate(
     hashes = {"data": data_hash}
     if isinstance(model, nn.Module):
         hashes["weights"] = state_hash(model.state_dict())
-    about = Provenance.collect(command=command, seed=seed, hashes=hashes)
+    provenance = Provenance.collect(command=command, seed=seed, hashes=hashes)
     if ledger is None:
         book, column = Ledger(None, {}), {attack: attack for attack in (CLEAN, *attacks)}
     else:
@@ -141,7 +141,7 @@ def evaluate(
         chunk=chunk,
         settings={attack_name: settings(attack) for attack_name, attack in attacks.items()},
         findings=findings,
-        provenance=about,
+        provenance=provenance,
         name=name,
         chains={chain: tuple(members) for chain, members in (chains or {}).items()},
     )
