@@ -32,7 +32,7 @@ def trained_model():
     return model
 
 
-MOST = {"queries": 60, "population": 10, "directions": 5, "eot": 2, "steps": 30, "restarts": 2}
+MOST = {"queries": 60, "population": 10, "directions": 5, "eot": 2, "steps": 20, "restarts": 2}
 
 
 def brief(attack):

@@ -91,8 +91,8 @@ def _identity(name: str, attack: Attack) -> str:
     text = repr(attack)
     if " at 0x" in text or "..." in text:
         raise ValueError(
-            f"attack {name!r} does not tell its settings ({' '.join(text.split())[:60]}), and a ledger needs them; make "
-            "it a dataclass of plain values, or evaluate without a ledger"
+            f"attack {name!r} does not tell its settings ({' '.join(text.split())[:60]}), and a ledger needs them; "
+            "make it a dataclass of plain values, or evaluate without a ledger"
         )
     source = Path(inspect.getsourcefile(type(attack)) or __file__)
     return text if source.is_relative_to(Path(__file__).parents[1]) else text + source.read_text()
