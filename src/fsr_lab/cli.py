@@ -25,7 +25,6 @@ from fsr_lab.core.suggest import unknown
 
 if TYPE_CHECKING:
     from fsr_lab.core.cost import CostRow
-    from fsr_lab.model.defended import DefendedModel
 
 OVERRIDES = "overrides.yaml"
 CONFIGS = "pkg://fsr_lab.conf"
@@ -127,7 +126,7 @@ def doctor(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import build
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.consultation import consult
-    from fsr_lab.engine.evaluating import best_device
+    from fsr_lab.engine.evaluating import best_device, loaded_network
     from fsr_lab.report.doctor import diagnosis
 
     cfg, name, weights = chosen_network(cfg)
@@ -269,16 +268,6 @@ def chosen_network(cfg: DictConfig) -> tuple[DictConfig, str, tuple[Path, str | 
     words = [path.stem, cfg.average or kept[0]] if len(kept) > 1 else [path.stem]
     name = f"{cfg.label} ({', '.join(words)})" if cfg.run else ", ".join([path.name, *words[1:]])
     return cfg, label or name, (path, cfg.average)
-
-
-def loaded_network(cfg: DictConfig, weights: tuple[Path, str | None] | None) -> "DefendedModel":
-    """Build a config's network with its weights, if it does not come with its own, in eval mode."""
-    from fsr_lab.engine import build, checkpoints
-
-    model = build.build_model(cfg)
-    if weights is not None:
-        checkpoints.load_weights(model, *weights)
-    return model.eval()
 
 
 def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path]:

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fsr_lab.core.crafting import judging
-from fsr_lab.core.losses import margin
+from fsr_lab.core.crafting import deployed_margins
 from fsr_lab.core.types import Attack, Classifier
 
 
@@ -30,8 +29,7 @@ def worst_case(attacks: Iterable[Attack], model: Classifier, x: Tensor, y: Tenso
             if not len(left):
                 break
             x_adv = attack(model, x[left], y[left])
-            with judging(model) as deployed:
-                value = margin(deployed(x_adv), y[left]).to(smallest)
+            value = deployed_margins(model, x_adv, y[left]).to(smallest)
             better = value < smallest[left]
             found[left[better]], smallest[left[better]] = x_adv[better], value[better]
     return found

@@ -49,9 +49,7 @@ def evaluate_weights(
         run: where the resolved config lies, for the other processes.
         shard: do this part only, in this process; the record holds its samples.
     """
-    model = build.build_model(cfg)
-    if weights is not None:
-        load_weights(model, *weights)
+    model = loaded_network(cfg, weights)
     about = network_digest(cfg)
     ledger = ledger_folder(cfg, model, data)
     if ledger is not None:
@@ -62,7 +60,7 @@ def evaluate_weights(
     if devices > 1 and shard is None:
         _evaluate_in_shards(run, weights, devices)
     device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
-    model = model.to(device).eval()
+    model = model.to(device)
     return evaluate(
         model,
         data.test_batches(device, limit=cfg.test_samples),
@@ -79,6 +77,14 @@ def evaluate_weights(
         data_hash=data.data_hash,
         about=about,
     )
+
+
+def loaded_network(cfg: DictConfig, weights: tuple[Path, str | None] | None) -> DefendedModel:
+    """Build a config's network with its weights, if it does not come with its own, in eval mode."""
+    model = build.build_model(cfg)
+    if weights is not None:
+        load_weights(model, *weights)
+    return model.eval()
 
 
 def chains(cfg: DictConfig) -> dict[str, list[str]]:

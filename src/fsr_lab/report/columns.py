@@ -78,13 +78,9 @@ def columns_of(record: EvaluationRecord) -> Iterator[Column]:
 
 
 def united(records: Sequence[EvaluationRecord]) -> tuple[Column, ...]:
-    """Return the columns of several records: attacks in the order in which they are met, then Ensembles, then chains.
-
-    One heading may stand over an attack in one record and over a chain's member in another: these are two columns.
-    """
-    found = list(dict.fromkeys(column for record in records for column in columns_of(record)))
-    ensembles = {ENSEMBLE: 1, ENSEMBLE_AND_CLEAN: 2}
-    return tuple(sorted(found, key=lambda column: _rank(column, ensembles)))
+    """Return the columns of several records: attacks in the order they are met in, then Ensembles, then chains."""
+    found = dict.fromkeys(column for record in records for column in columns_of(record))
+    return tuple(sorted(found, key=_rank))
 
 
 def value(record: EvaluationRecord, column: Column) -> Value | None:
@@ -99,7 +95,7 @@ def value(record: EvaluationRecord, column: Column) -> Value | None:
     return Value(correct, n, wilson(correct, n), touched)
 
 
-def _rank(column: Column, ensembles: dict[str, int]) -> int:
-    if column.heading in ensembles:
-        return ensembles[column.heading]
+def _rank(column: Column) -> int:
+    if column.heading in (ENSEMBLE, ENSEMBLE_AND_CLEAN):
+        return 1 + (column.heading == ENSEMBLE_AND_CLEAN)
     return 0 if len(column.attacks) == 1 else 3
