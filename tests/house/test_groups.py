@@ -50,8 +50,9 @@ def composed(name):
             continue
         if isinstance(entry, str):
             option, _, package = entry.partition("@")
-            under = composed(f"{Path(name).parent.as_posix()}/{option}.yaml")
-            merged |= {package: under} if package else under
+            folder = "" if option.startswith("/") else f"{Path(name).parent.as_posix()}/"
+            under = composed(f"{folder}{option.removeprefix('/')}.yaml")
+            merged |= {package: under} if package not in ("", "_global_") else under
         else:
             ((key, _),) = entry.items()
             if "@" in key and not key.partition("@")[2].startswith("_global_"):

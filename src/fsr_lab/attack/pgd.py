@@ -18,7 +18,7 @@ from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Attack, Classifier, Objective, SampleLoss
+from fsr_lab.core.types import Attack, Classifier, Objective, Particular, SampleLoss
 from fsr_lab.core.units import fraction, whole
 
 Keep = Literal["last", "best"]
@@ -85,11 +85,12 @@ class PGD:
     def exact_on_linear(self) -> bool:
         """Whether it reaches the worst point of a linear model; losses that compare with clean logits have two.
 
-        Resized images and smoothed gradients point elsewhere.
+        Resized images and smoothed gradients point elsewhere, and adaptive objectives have nothing to work on there.
         """
         loss = self.objective.loss
         compares = isinstance(loss, SampleLoss) and loss.needs_clean
-        return not compares and self.diversity is None and self.smoothing is None
+        is_particular = isinstance(self.objective, Particular)
+        return not (compares or is_particular) and self.diversity is None and self.smoothing is None
 
     @property
     def is_random(self) -> bool:
@@ -106,6 +107,14 @@ class PGD:
             y: (N,) int64 labels.
         """
         return self.iterates(model, x, y, at=(self.steps,))[self.steps]
+
+    def run_from(self, start: Tensor, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        """Return what a run that begins at `start` ends with; see `StartsAnywhere`."""
+        return self._path(model, x, y, {self.steps}, set(), start)[0][self.steps]
+
+    def lacks(self, model: Classifier, x: Tensor) -> str | None:
+        """Tell what the objective does not find on a network; see `Particular`."""
+        return self.objective.lacks(model, x) if isinstance(self.objective, Particular) else None
 
     def passes_by(self, other: Attack) -> bool:
         """Tell whether its run has another attack's result on its way: with fewer steps alike, or one of any size.
@@ -129,7 +138,13 @@ class PGD:
         return self._path(model, x, y, set(at), set())[0]
 
     def _path(
-        self, model: Classifier, x: Tensor, y: Tensor, at: AbstractSet[int], firsts: AbstractSet[float]
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        at: AbstractSet[int],
+        firsts: AbstractSet[float],
+        start: Tensor | None = None,
     ) -> tuple[dict[int, Tensor], dict[float, Tensor]]:
         """Return the iterates after each of the step counts, and after a first step of each of these relative sizes."""
         found: dict[int, Tensor] = {}
@@ -139,15 +154,16 @@ class PGD:
             x, y = x.detach().clone(), y.clone()
             with torch.no_grad():
                 prepared = self.objective.prepare(attacked, x, y)
-            seen = Watched(attacked)
+            seen = Watched(attacked, with_aux=getattr(self.objective, "reads_aux", False))
             patience = None if self.patience is None else Patience(y, self.patience)
             best = BestIterate(x, y) if self.keep == "best" else None
-            x_adv, followed = self._start(x), None
+            x_adv, followed = self._start(x) if start is None else start.detach().clone(), None
             for step in range(1, max(at) + 1):
                 image = x_adv.detach().requires_grad_()
                 shown = image if self.diversity is None else self.diversity(image)
                 value = self.objective(seen, shown, y, prepared).sum()
                 (gradient,) = torch.autograd.grad(value, image)
+                seen.forget()
                 if self.smoothing is not None:
                     gradient = self.smoothing(gradient)
                 if self.momentum:

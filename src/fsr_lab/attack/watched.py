@@ -13,24 +13,34 @@ class Watched:
 
     Args:
         model: maps images to logits.
+        with_aux: let every pass file auxiliary tensors, so that one serves all objectives until `forget`.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, *, with_aux: bool = False) -> None:
         self.model: Any = model
+        self.with_aux = with_aux
         self.seen: Tensor | None = None
         self.logits = torch.empty(0)
+        self._forward: Forward | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, K), as the model does."""
+        if self.with_aux:
+            return self.forward_with_aux(x).logits
         logits: Tensor = self.model(x)
         self.seen, self.logits = x, logits.detach()
         return logits
 
     def forward_with_aux(self, x: Tensor, targets: Tensor | None = None) -> Forward:
-        """Return the model's logits and auxiliary tensors."""
-        forward: Forward = self.model.forward_with_aux(x, targets)
-        self.seen, self.logits = x, forward.logits.detach()
-        return forward
+        """Return the model's logits and auxiliary tensors: of the latest pass, if it was of this very `x`."""
+        if self._forward is None or self.seen is not x:
+            forward: Forward = self.model.forward_with_aux(x, targets)
+            self.seen, self.logits, self._forward = x, forward.logits.detach(), forward
+        return self._forward
+
+    def forget(self) -> None:
+        """Let go of the latest pass and its graph: the next one is computed, and draws, anew."""
+        self._forward = None
 
     def logits_on(self, x: Tensor) -> Tensor:
         """Return the logits on these very images, (N, K), detached: of the latest pass, or of one more.

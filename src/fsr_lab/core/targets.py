@@ -1,26 +1,15 @@
 """Attacks towards one wrong class: which class that is, and the objective that leads there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fsr_lab.core.losses import most_likely_wrong
-from fsr_lab.core.types import Classifier, TargetedLoss
+from fsr_lab.core.types import Classifier, Target, TargetedLoss
 from fsr_lab.core.units import whole
-
-
-class Target(Protocol):
-    """Chooses a wrong class for each sample, once per attack call."""
-
-    @property
-    def is_random(self) -> bool: ...
-
-    def __call__(self, clean_logits: Tensor, y: Tensor) -> Tensor:
-        """Return (N,) int64, nowhere y, from the clean images' logits (N, K) and labels (N,)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +88,7 @@ class Towards:
 
     def __call__(self, model: Classifier, x_adv: Tensor, y: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
         return self.loss(model(x_adv), y, prepared["target"])
+
+    def aimed(self, target: Target) -> "Towards":
+        """Return the same, leading to another target."""
+        return replace(self, target=target)

@@ -128,6 +128,48 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Particular(Protocol):
+    """An attack or objective that works on what not every network has: auxiliary tensors, routes, another network."""
+
+    def lacks(self, model: Classifier, x: Tensor) -> str | None:
+        """Tell in a few words what it does not find on a network, which may be shown x (N, C, H, W); None: nothing."""
+        ...
+
+
+@runtime_checkable
+class Aimed(Protocol):
+    """An objective that leads to one wrong class."""
+
+    def aimed(self, target: "Target") -> "Objective":
+        """Return the objective, leading to another target."""
+        ...
+
+
+class Target(Protocol):
+    """Chooses a wrong class for each sample, once per attack call."""
+
+    @property
+    def is_random(self) -> bool: ...
+
+    def __call__(self, clean_logits: Tensor, y: Tensor) -> Tensor:
+        """Return (N,) int64, nowhere y, from the clean images' logits (N, K) and labels (N,)."""
+        ...
+
+
+class View(Protocol):
+    """Another function of the same weights, which an attack may climb in a network's place."""
+
+    @property
+    def is_random(self) -> bool: ...
+
+    def __call__(self, model: Classifier) -> Classifier:
+        """Return the view of a network; the network stays as it is."""
+        ...
+
+    def lacks(self, model: Classifier, x: Tensor) -> str | None: ...
+
+
 class Attack(Protocol):
     """A value that is called: finds x_adv (N, C, H, W), detached and inside the threat set.
 
@@ -148,6 +190,15 @@ class SharesPath(Protocol):
 
     def together(self, others: Sequence[Attack], model: Classifier, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return the images of attacks that it passes by, each the same as alone; it may be among them itself."""
+        ...
+
+
+@runtime_checkable
+class StartsAnywhere(Protocol):
+    """An attack that can go on from where another one stopped."""
+
+    def run_from(self, start: Tensor, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        """Return x_adv (N, C, H, W), detached, in the threat set around x, by a run that begins at `start`."""
         ...
 
 
