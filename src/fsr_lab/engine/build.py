@@ -151,6 +151,11 @@ def build_attacks(cfg: DictConfig, device: torch.device | None = None) -> dict[s
     return attacks
 
 
+def build_attack(node: DictConfig) -> Attack:
+    """Build one attack that crafts on the attacked network itself."""
+    return cast(Attack, instantiate(node, _convert_="all"))
+
+
 def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:
     """Build what transfer attacks craft on, with what to call it.
 

@@ -6,23 +6,28 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
 from fsr_lab.engine.checkpoints import load_weights
 from fsr_lab.engine.launch import ranks_wanted
+from fsr_lab.evaluation.cell import cell_seed
 from fsr_lab.evaluation.run import CODE, evaluate
 from fsr_lab.model.defended import DefendedModel
+from fsr_lab.modifier.recalibration import recalibrate
 
 EVERYTHING = "worst case"
 """The chain of all attacks that `early_exit=true` makes."""
@@ -51,6 +56,11 @@ def evaluate_weights(
     """
     model = loaded_network(cfg, weights)
     about = network_digest(cfg)
+    device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
+    model = model.to(device)
+    if batches := OmegaConf.select(cfg, "recalibrate.batches", default=0):
+        recalibrate(model, adversarial_batches(cfg, model, data, batches))
+        name = f"{name}, recalibrated"
     ledger = ledger_folder(cfg, model, data)
     if ledger is not None:
         print(f"ledger: {ledger}", file=sys.stderr, flush=True)
@@ -59,8 +69,6 @@ def evaluate_weights(
         raise ValueError("shards need a ledger to meet in; leave out ledger=none")
     if devices > 1 and shard is None:
         _evaluate_in_shards(run, weights, devices)
-    device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
-    model = model.to(device)
     return evaluate(
         model,
         data.test_batches(device, limit=cfg.test_samples),
@@ -85,6 +93,21 @@ def loaded_network(cfg: DictConfig, weights: tuple[Path, str | None] | None) -> 
     if weights is not None:
         load_weights(model, *weights)
     return model.eval()
+
+
+def adversarial_batches(cfg: DictConfig, model: DefendedModel, data: ImageDataModule, count: int) -> Iterator[Tensor]:
+    """Yield the first training batches of a seed, attacked by `cfg.recalibrate.attack` as the model is by then.
+
+    The caller's random state is given back after each.
+    """
+    attack = build.build_attack(cfg.recalibrate.attack)
+    device = next(model.parameters()).device
+    loader = cast(Iterable[tuple[Tensor, Tensor]], data.train_dataloader())
+    for place, (x, y) in enumerate(islice(loader, whole("recalibrate.batches", count))):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(cell_seed(cfg.seed, "recalibrate", place))
+            x_adv = attack(model, x.to(device), y.to(device))
+        yield x_adv
 
 
 def chains(cfg: DictConfig) -> dict[str, list[str]]:
