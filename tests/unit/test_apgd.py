@@ -11,11 +11,21 @@ from torch.nn import functional
 from fsr_lab.attack.apgd import APGD
 from fsr_lab.core import losses
 from fsr_lab.core.crafting import Policy
-from fsr_lab.core.objective import DLR, CrossEntropy, KLFromClean, Margin, TargetedDLR, TargetedMargin
+from fsr_lab.core.objective import DLR, CrossEntropy, Margin, OnLogits, TargetedDLR, TargetedMargin
+from fsr_lab.core.targets import Ranked, Towards
 from fsr_lab.core.threat import Threat
+from fsr_lab.core.types import SampleLoss
 
 THREATS = {"linf": Threat(norm="linf", eps=8 / 255), "l2": Threat(norm="l2", eps=0.3)}
 LOSSES = {"ce": CrossEntropy(), "dlr": DLR()}
+
+
+def towards(loss):
+    return Towards(loss=loss, target=Ranked(rank=1))
+
+
+def on(loss):
+    return OnLogits(loss) if isinstance(loss, SampleLoss) else towards(loss)
 
 
 def wrong(model, x_adv, y):
@@ -42,7 +52,7 @@ def test_of_a_sample_not_fooled_the_highest_loss_seen_is_returned(loss, trained,
     spy = recorder(model)
     right = ~wrong(model, x, y)
     x, y = x[right], y[right]
-    found = APGD(threat=THREATS["linf"], loss=LOSSES[loss], steps=30)(spy, x, y)
+    found = APGD(threat=THREATS["linf"], objective=OnLogits(LOSSES[loss]), steps=30)(spy, x, y)
     with torch.no_grad():
         seen = torch.stack([LOSSES[loss](model(at), y) for at in spy.asked[1:]])
         value = LOSSES[loss](model(found), y)
@@ -55,7 +65,7 @@ def test_of_a_sample_not_fooled_the_highest_loss_seen_is_returned(loss, trained,
 def test_whom_one_target_fools_the_next_one_skips(trained, recorder):
     model, x, y = trained
     spy = recorder(model)
-    APGD(threat=THREATS["linf"], loss=TargetedDLR(), targets=3, steps=10)(spy, x, y)
+    APGD(threat=THREATS["linf"], objective=towards(TargetedDLR()), targets=3, steps=10)(spy, x, y)
     left = [~wrong(model, x, y)]
     # after each run its points are judged: the twelfth forward of each
     for run in range(3):
@@ -88,7 +98,9 @@ def test_of_several_runs_the_smallest_margin_is_kept(trained, recorder):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"loss": DLR()}, {"loss": TargetedDLR(), "targets": 9}, {"restarts": 2}], ids=str
+    "options",
+    [{}, {"objective": OnLogits(DLR())}, {"objective": towards(TargetedDLR()), "targets": 9}, {"restarts": 2}],
+    ids=str,
 )
 @pytest.mark.parametrize("norm", THREATS)
 def test_an_early_exit_saves_passes_and_changes_no_outcome(norm, options, trained, recorder):
@@ -143,7 +155,7 @@ def test_a_sample_that_bfloat16_alone_gets_wrong_is_not_lost(early_exit):
     x, y = torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
     policy = Policy(dtype="bfloat16")
     attack = APGD(
-        threat=Threat(norm="linf", eps=0.2), loss=TargetedMargin(), targets=3, steps=20, policy=policy,
+        threat=Threat(norm="linf", eps=0.2), objective=towards(TargetedMargin()), targets=3, steps=20, policy=policy,
         early_exit=early_exit,
     )  # fmt: skip
     model = Deceived()
@@ -153,7 +165,7 @@ def test_a_sample_that_bfloat16_alone_gets_wrong_is_not_lost(early_exit):
 def test_a_sample_that_bfloat16_alone_gets_wrong_stays_to_the_end(recorder):
     x, y = torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
     attack = APGD(
-        threat=Threat(norm="linf", eps=0.02), loss=TargetedMargin(), targets=1, steps=40, early_exit=True,
+        threat=Threat(norm="linf", eps=0.02), objective=towards(TargetedMargin()), targets=1, steps=40, early_exit=True,
         policy=Policy(dtype="bfloat16"),
     )  # fmt: skip
     spy = recorder(Deceived())
@@ -161,7 +173,7 @@ def test_a_sample_that_bfloat16_alone_gets_wrong_stays_to_the_end(recorder):
     assert spy.gradients == 40
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": TargetedDLR(), "targets": 9}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"objective": towards(TargetedDLR()), "targets": 9}], ids=str)
 def test_bfloat16_fools_as_many(options, trained):
     model, x, y = copy.deepcopy(trained[0]).float(), trained[1].float(), trained[2]
     attack = APGD(threat=THREATS["linf"], steps=50, early_exit=True, **options)
@@ -233,19 +245,24 @@ def test_targets_end_with_the_classes(num_classes, forwards, batch, recorder):
     x = batch[0]
     model, y = few(num_classes, x)
     spy = recorder(model)
-    APGD(threat=Threat(norm="linf", eps=1e-6), loss=TargetedMargin(), targets=9, steps=2)(spy, x, y)
+    APGD(threat=Threat(norm="linf", eps=1e-6), objective=towards(TargetedMargin()), targets=9, steps=2)(spy, x, y)
     assert len(spy.asked) == 1 + forwards
 
 
 @pytest.mark.parametrize(
     ("num_classes", "options", "message", "cure"),
     [
-        (2, {"loss": DLR()}, "expected at least 3 classes for dlr, got 2; take the loss Margin", {"loss": Margin()}),
+        (
+            2,
+            {"objective": OnLogits(DLR())},
+            "expected at least 3 classes for dlr, got 2; take the loss Margin",
+            {"objective": OnLogits(Margin())},
+        ),
         (
             3,
-            {"loss": TargetedDLR(), "targets": 9},
+            {"objective": towards(TargetedDLR()), "targets": 9},
             "expected at least 4 classes for targeted dlr, got 3; take the loss TargetedMargin",
-            {"loss": TargetedMargin(), "targets": 9},
+            {"objective": towards(TargetedMargin()), "targets": 9},
         ),
     ],
 )
@@ -280,8 +297,7 @@ def test_a_batch_in_channels_last_order_starts_at_the_same_points(norm, trained,
         ({"eot": 0}, "expected eot"),
         ({"rho": -1}, "of at least 0"),
         ({"targets": 9}, r"CrossEntropy\(\) aims at no class: set targets=0"),
-        ({"loss": TargetedDLR()}, r"TargetedDLR\(\) needs classes to aim at: set targets"),
-        ({"loss": KLFromClean()}, "no loss that compares with clean logits"),
+        ({"objective": towards(TargetedDLR())}, r"TargetedDLR\(\) needs classes to aim at: set targets"),
         ({"eot": 2, "early_exit": True}, "early_exit would let a sample go for one lucky draw"),
     ],
 )
@@ -295,7 +311,7 @@ def test_values_that_cannot_work_are_refused(options, message):
     [(DLR(), 0, 3, Margin()), (TargetedDLR(), 9, 4, TargetedMargin()), (CrossEntropy(), 0, 2, None)],
 )
 def test_a_loss_of_too_many_classes_is_replaced_by_the_margin(loss, targets, least, instead):
-    attack = APGD(threat=Threat(norm="linf", eps=0.1), loss=loss, targets=targets)
+    attack = APGD(threat=Threat(norm="linf", eps=0.1), objective=on(loss), targets=targets)
     assert attack.for_classes(least) is attack or attack.for_classes(least) == attack
     if instead is not None:
-        assert attack.for_classes(least - 1) == replace(attack, loss=instead)
+        assert attack.for_classes(least - 1) == replace(attack, objective=on(instead))

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from fsr_lab.attack.apgd import APGD
-from fsr_lab.core.objective import DLR, CrossEntropy, TargetedDLR
+from fsr_lab.core.objective import DLR, CrossEntropy, OnLogits, TargetedDLR
+from fsr_lab.core.targets import Ranked, Towards
 from fsr_lab.core.threat import Threat
 
 autopgd = pytest.importorskip("pyautoattack.autopgd_base")
@@ -29,11 +30,12 @@ autopgd = pytest.importorskip("pyautoattack.autopgd_base")
 THREATS = {"linf": Threat(norm="linf", eps=8 / 255), "l2": Threat(norm="l2", eps=0.3)}
 TOLERANCE = {"linf": 1e-9, "l2": 1e-6}
 LOSSES = {"ce": CrossEntropy(), "dlr": DLR()}
+TARGETED = Towards(loss=TargetedDLR(), target=Ranked(rank=1))
 ATTACKS = {
     "ce": ({}, "APGDAttack", {"loss": "ce"}),
     "ce twice": ({"restarts": 2}, "APGDAttack", {"loss": "ce", "n_restarts": 2}),
-    "dlr": ({"loss": DLR()}, "APGDAttack", {"loss": "dlr"}),
-    "t": ({"loss": TargetedDLR(), "targets": 9}, "APGDAttack_targeted", {}),
+    "dlr": ({"objective": OnLogits(DLR())}, "APGDAttack", {"loss": "dlr"}),
+    "t": ({"objective": TARGETED, "targets": 9}, "APGDAttack_targeted", {}),
 }
 
 
@@ -157,7 +159,7 @@ def test_a_run_is_the_references_iterate_for_iterate(norm, loss, network, refere
         x_best, accurate, _, x_fooled = attack.attack_single_run(x, y)
     ours = recorder(model)
     torch.manual_seed(3)
-    found = APGD(threat=THREATS[norm], loss=LOSSES[loss])(ours, x, y)
+    found = APGD(threat=THREATS[norm], objective=OnLogits(LOSSES[loss]))(ours, x, y)
     compare(ours.asked[1:], theirs.asked, model, y, norm, to_the_end=loss == "ce")
     if loss == "ce":
         wanted = torch.where(accurate[:, None, None, None], x_best, x_fooled)
@@ -179,7 +181,7 @@ def test_a_targeted_attack_is_the_references_run_for_run(norm, network, referenc
         wanted = attack.perturb(x, y)
     shared_draws()
     ours = recorder(model)
-    found = APGD(threat=THREATS[norm], loss=TargetedDLR(), targets=9, steps=40)(ours, x, y)
+    found = APGD(threat=THREATS[norm], objective=TARGETED, targets=9, steps=40)(ours, x, y)
     # theirs: clean images, then for each target those left, and a run; ours: clean images, then a run, and its points
     runs = range(1, len(theirs.asked), 42)
     left = ~wrong(model, x, y)
@@ -204,7 +206,7 @@ def test_the_published_code_as_it_is_fools_the_same_in_float32(norm, loss, train
     attack = published("APGDAttack", model, THREATS[norm], seed=5, loss=loss)
     fooled = wrong(model, attack.perturb(x, y), y)
     torch.manual_seed(5)
-    found = APGD(threat=THREATS[norm], loss=LOSSES[loss], early_exit=True)(model, x, y)
+    found = APGD(threat=THREATS[norm], objective=OnLogits(LOSSES[loss]), early_exit=True)(model, x, y)
     assert 0 < fooled.sum() < len(y)
     # a sample on the brink may fall to either side where sums of float32 are rounded in another order
     assert (wrong(model, found, y) != fooled).sum() <= 1

@@ -1,20 +1,23 @@
 """Auto-PGD, the gradient attack of AutoAttack: APGD-CE, APGD-DLR and APGD-T are YAMLs of this file."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from fsr_lab.attack.climb import Climb, Look, wide
 from fsr_lab.attack.step_schedule import checkpoints
+from fsr_lab.attack.watched import Watched
 from fsr_lab.core import losses
 from fsr_lab.core.crafting import REFERENCE, Policy, crafting, judging
-from fsr_lab.core.objective import DLR, CrossEntropy, TargetedDLR
+from fsr_lab.core.objective import DLR, CrossEntropy, OnLogits, TargetedDLR
+from fsr_lab.core.targets import Ranked, Towards
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Classifier, SampleLoss, TargetedLoss
+from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss
 from fsr_lab.core.units import fraction, whole
 
 EXIT_EVERY = 10
@@ -36,7 +39,7 @@ class APGD:
 
     Attributes:
         threat: the set searched.
-        loss: what is raised, summed over the batch; a targeted loss where there are `targets`.
+        objective: what is raised, summed over the batch; one with a targeted loss where there are `targets`.
         steps: iterations of a run. A run costs steps + 1 forwards and `steps` gradients.
         restarts: runs per target, each on the samples not fooled yet.
         targets: number of classes aimed at, one after the other, from the likeliest wrong one of the clean prediction
@@ -50,12 +53,12 @@ class APGD:
         policy: precision of the crafting passes.
 
     Raises:
-        ValueError: a count below its least; a targeted loss without targets, or targets without one; a loss that
-            compares with clean logits; an early exit together with noise.
+        ValueError: a count below its least; a targeted loss without targets, or targets without one; an early exit
+            together with noise.
     """
 
     threat: Threat
-    loss: SampleLoss | TargetedLoss = CrossEntropy()
+    objective: Objective = OnLogits(CrossEntropy())
     steps: int = 100
     restarts: int = 1
     targets: int = 0
@@ -72,26 +75,29 @@ class APGD:
         for name, least in (("steps", 1), ("restarts", 1), ("targets", 0), ("eot", 1)):
             whole(name, getattr(self, name), least)
         object.__setattr__(self, "rho", fraction(self.rho))
-        is_untargeted = isinstance(self.loss, SampleLoss)
-        if is_untargeted and self.targets:
-            raise ValueError(f"{self.loss} aims at no class: set targets=0, or take a loss such as TargetedDLR")
-        if not is_untargeted and not self.targets:
-            raise ValueError(f"{self.loss} needs classes to aim at: set targets, 9 as in AutoAttack")
-        if isinstance(self.loss, SampleLoss) and self.loss.needs_clean:
-            raise ValueError(f"APGD raises no loss that compares with clean logits, got {self.loss}; take CrossEntropy")
+        loss = self.objective.loss
+        if isinstance(loss, SampleLoss) and self.targets:
+            raise ValueError(f"{loss} aims at no class: set targets=0, or take a loss such as TargetedDLR")
+        if not isinstance(loss, SampleLoss) and not self.targets:
+            raise ValueError(f"{loss} needs classes to aim at: set targets, 9 as in AutoAttack")
         if self.early_exit and self.eot > 1:
             raise ValueError("early_exit would let a sample go for one lucky draw of the noise: set it false, or eot=1")
 
     @property
     def is_random(self) -> bool:
         """Whether it draws random numbers."""
-        return self.random_start or self.eot > 1
+        return self.random_start or self.eot > 1 or self._objectives(2)[0].is_random
 
     def for_classes(self, num_classes: int) -> "APGD":
         """Return the attack, or the same with the margin where its loss needs more classes than there are."""
-        if not isinstance(self.loss, DLR | TargetedDLR):
+        objective = self.objective
+        if not isinstance(objective, OnLogits | Towards) or not isinstance(objective.loss, DLR | TargetedDLR):
             return self
-        return replace(self, loss=self.loss.for_classes(num_classes))
+        return replace(self, objective=replace(objective, loss=cast(Any, objective.loss.for_classes(num_classes))))
+
+    def lacks(self, model: Classifier, x: Tensor) -> str | None:
+        """Tell what the objective does not find on a network; see `Particular`."""
+        return self.objective.lacks(model, x) if isinstance(self.objective, Particular) else None
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
@@ -104,18 +110,25 @@ class APGD:
         Raises:
             ValueError: the model has fewer classes than the loss needs.
         """
+        return self._attack(None, model, x, y)
+
+    def run_from(self, start: Tensor, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        """Return what runs that begin at `start` find; see `StartsAnywhere`."""
+        return self._attack(start, model, x, y)
+
+    def _attack(self, given: Tensor | None, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         # clones: inference tensors, as Lightning's validation hands them over, cannot enter autograd
         with torch.inference_mode(False):
             x, y = x.detach().clone(), y.clone()
             logits = _deployed_logits(model, x)
-            x_adv, is_right, smallest = x, logits.argmax(1) == y, losses.margin(logits, y)
-            runs = [target for target in self._targets(logits, y) for _ in range(self.restarts)]
-            for target in runs:
-                start = self._start(x)
+            clean, x_adv, is_right, smallest = logits, x, logits.argmax(1) == y, losses.margin(logits, y)
+            runs = [each for each in self._objectives(logits.shape[1]) for _ in range(self.restarts)]
+            for objective in runs:
+                start = self._start(x) if given is None else given.detach().clone()
                 left = is_right.nonzero().squeeze(1)
                 if not len(left):
                     break
-                found = self._run(model, x[left], y[left], target[left], start[left])
+                found = self._run(model, objective, x[left], y[left], start[left], clean[left])
                 if len(runs) == 1:
                     return x.index_copy(0, left, found)
                 logits = _deployed_logits(model, found)
@@ -126,12 +139,12 @@ class APGD:
                 is_right = is_right.index_copy(0, left, stays)
             return x_adv
 
-    def _targets(self, clean_logits: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the class that each sample is turned to, (N,), for one target after the other."""
+    def _objectives(self, num_classes: int) -> list[Objective]:
+        """Return what is raised in one run after the other: the objective, or it aimed at each of the targets."""
         if not self.targets:
-            return [y]  # read by no untargeted loss
-        ranked = clean_logits.argsort(dim=1)
-        return [ranked[:, -rank] for rank in range(2, min(self.targets + 1, ranked.shape[1]) + 1)]
+            return [self.objective]
+        ranks = range(1, min(self.targets, num_classes - 1) + 1)
+        return [cast(Aimed, self.objective).aimed(Ranked(rank=rank)) for rank in ranks]
 
     def _start(self, x: Tensor) -> Tensor:
         if not self.random_start:
@@ -145,19 +158,24 @@ class APGD:
             length = noise.flatten(1).norm(dim=1)
         return (x + self.threat.eps * (noise / wide(length + 1e-12, x))).clamp(0, 1)
 
-    def _run(self, model: Classifier, x: Tensor, y: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    def _run(
+        self, model: Classifier, objective: Objective, x: Tensor, y: Tensor, start: Tensor, clean: Tensor
+    ) -> Tensor:
         """Return each sample's point of one run: the last misclassified one, or the one with the highest loss."""
         found, rows = start, torch.arange(len(x), device=x.device)
         reviews = checkpoints(self.steps)
         exits = range(EXIT_EVERY, self.steps, EXIT_EVERY) if self.early_exit else ()
         with self._crafting(model, x) as attacked:
-            look = self._look(attacked, start, y, target)
-            climb = Climb.start(x, y, target, start, look, size=2 * self.threat.eps)
+            with torch.no_grad():
+                prepared = objective.prepare(Watched(attacked, known=(x, clean)), x, y)
+            look = self._look(attacked, objective, start, y, prepared)
+            climb = Climb.start(x, y, prepared, start, look, size=2 * self.threat.eps)
         for before, last in pairwise((0, *exits, self.steps)):
             with self._crafting(model, climb.x) as attacked:
                 for step in range(before + 1, last + 1):
                     climb.move(self.threat, share=1 if step == 1 else 0.75)
-                    look = self._look(attacked, climb.x_adv, climb.y, climb.target, is_last=step == self.steps)
+                    is_last = step == self.steps
+                    look = self._look(attacked, objective, climb.x_adv, climb.y, climb.prepared, is_last=is_last)
                     climb.see(look)
                     if step in reviews:
                         climb.review(reviews[step], self.rho)
@@ -173,16 +191,25 @@ class APGD:
     def _crafting(self, model: Classifier, x: Tensor) -> AbstractContextManager[Classifier]:
         return crafting(model, self.policy, example=x, noise=self.eot > 1)
 
-    def _look(self, attacked: Classifier, x_adv: Tensor, y: Tensor, target: Tensor, *, is_last: bool = False) -> Look:
+    def _look(
+        self,
+        attacked: Classifier,
+        objective: Objective,
+        x_adv: Tensor,
+        y: Tensor,
+        prepared: Mapping[str, Tensor],
+        *,
+        is_last: bool = False,
+    ) -> Look:
         """Evaluate one iterate; from the last one nobody moves on, and its gradient is not computed."""
         image = x_adv.detach().requires_grad_(not is_last)
         gradient = torch.zeros_like(x_adv)
         for _ in range(1 if is_last else self.eot):
-            logits = attacked(image)
-            loss = self.loss(logits, y) if isinstance(self.loss, SampleLoss) else self.loss(logits, y, target)
+            seen = Watched(attacked, with_aux=getattr(objective, "reads_aux", False))
+            loss = objective(seen, image, y, prepared)
             if not is_last:
                 gradient = gradient + torch.autograd.grad(loss.sum(), image)[0]
-        return Look(loss.detach(), logits.argmax(1) != y, gradient / self.eot)
+        return Look(loss.detach(), seen.logits_on(image).argmax(1) != y, gradient / self.eot)
 
     def _confirmed(self, model: Classifier, climb: Climb) -> Tensor:
         """Return which samples' last misclassified iterates the deployed model misclassifies, (N,) bool."""

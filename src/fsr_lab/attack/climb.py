@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ class Climb:
     Attributes:
         x: (N, C, H, W) clean images; so are all the images below.
         y: (N,) labels.
-        target: (N,) classes aimed at, if any are.
+        prepared: what the objective keeps of each sample, batch on axis 0.
         x_adv: the present iterate.
         gradient: the loss's, there.
         previous: the point that the last step was taken from.
@@ -40,7 +41,7 @@ class Climb:
 
     x: Tensor
     y: Tensor
-    target: Tensor
+    prepared: Mapping[str, Tensor]
     x_adv: Tensor
     gradient: Tensor
     previous: Tensor
@@ -51,10 +52,12 @@ class Climb:
     pace: Pace
 
     @classmethod
-    def start(cls, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor, look: Look, *, size: float) -> Climb:
+    def start(
+        cls, x: Tensor, y: Tensor, prepared: Mapping[str, Tensor], x_adv: Tensor, look: Look, *, size: float
+    ) -> Climb:
         """Return the climb at its starting point `x_adv`, with a first step of `size`."""
         return cls(
-            x, y, target, x_adv, gradient=look.gradient, previous=x_adv, x_best=x_adv, gradient_best=look.gradient,
+            x, y, prepared, x_adv, gradient=look.gradient, previous=x_adv, x_best=x_adv, gradient_best=look.gradient,
             x_fooled=x_adv, fooled=look.is_wrong, pace=Pace.start(look.loss, size),
         )  # fmt: skip
 
@@ -83,8 +86,11 @@ class Climb:
 
     def keep(self, rows: Tensor) -> None:
         """Let all samples go but those at these indices."""
+        self.prepared = {name: value[rows] for name, value in self.prepared.items()}
+        self.pace = self.pace.rows(rows)
         for name, value in vars(self).items():
-            setattr(self, name, value.rows(rows) if isinstance(value, Pace) else value[rows])
+            if isinstance(value, Tensor):
+                setattr(self, name, value[rows])
 
 
 def wide(values: Tensor, x: Tensor) -> Tensor:
