@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsr_lab.attack.on_aux import OnAux
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.objective import CrossEntropy, JointWithAux, KLFromClean
 from fsr_lab.core.threat import Threat
@@ -170,6 +171,8 @@ def test_training_crafts_on_the_joint_loss():
     defended = {name: attach(TinyCNN(num_classes=4), {"block2": name}, (3, 8, 8), 4) for name in (CAS, FSR)}
     assert aimed_at(pgd, defended[CAS]).objective == JointWithAux(CrossEntropy())
     assert aimed_at(pgd, defended[FSR]) is pgd
+    chosen = replace(pgd, objective=OnAux(key="p_probe", loss=CrossEntropy()))
+    assert aimed_at(chosen, defended[CAS]) is chosen
 
 
 def test_an_evaluation_attacks_the_joint_loss_and_counts_its_passes(batch):

@@ -14,6 +14,7 @@ from fsr_lab.core.types import (
     Defended,
     Forward,
     Objective,
+    Particular,
     Progress,
     SampleLoss,
     StepOutput,
@@ -141,6 +142,8 @@ class Strategy:
 def aimed_at(attack: Attack, model: Defended) -> Attack:
     """Return the attack with a joint objective where a defence of the model adds to what must be raised.
 
+    An objective that looks inside the network already is left as it was chosen.
+
     Raises:
         ValueError: it does, and the attack has no objective to join it with, or a targeted one.
     """
@@ -151,7 +154,10 @@ def aimed_at(attack: Attack, model: Defended) -> Attack:
             f"a defence of this model is trained against an attack on its auxiliary loss too, and "
             f"{type(attack).__name__} has no objective to join it with; train with a PGD attack"
         )
-    loss = cast(_HasObjective, attack).objective.loss
+    objective = cast(_HasObjective, attack).objective
+    if isinstance(objective, Particular):
+        return attack
+    loss = objective.loss
     if not isinstance(loss, SampleLoss):
         raise ValueError(
             f"a defence of this model is trained against an attack on its auxiliary loss too, which has no target as "
