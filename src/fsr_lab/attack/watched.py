@@ -13,12 +13,13 @@ class Watched:
 
     Args:
         model: maps images to logits.
-        with_aux: let every pass file auxiliary tensors, so that one serves all objectives until `forget`.
+        with_aux: let every pass of a model that files auxiliary tensors file them, so that one serves all objectives
+            until `forget`.
     """
 
     def __init__(self, model: Classifier, *, with_aux: bool = False) -> None:
         self.model: Any = model
-        self.with_aux = with_aux
+        self.with_aux = with_aux and hasattr(model, "forward_with_aux")
         self.seen: Tensor | None = None
         self.logits = torch.empty(0)
         self._forward: Forward | None = None
