@@ -1,3 +1,7 @@
+import functools
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +12,10 @@ from fsr_lab.core.objective import (
     JointWithAux,
     KLFromClean,
     Margin,
+    MarginTerm,
     OnLogits,
+    Scaled,
+    Standardised,
     TargetedDLR,
     TargetedMargin,
 )
@@ -69,6 +76,75 @@ def test_the_margin_leaves_samples_beyond_its_confidence_alone():
     assert value.tolist() == [-4.0, 0.0, -0.5]
     value.sum().backward()
     assert logits.grad.tolist() == [[-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0]]
+
+
+def test_the_terms_of_the_margin_are_its_two_logits_and_sum_to_it():
+    logits, y = torch.tensor([[2.0, 1.0, 0.5], [-3.0, -1.0, -2.0]], requires_grad=True), torch.tensor([0, 2])
+    true, wrong = MarginTerm(term="true")(logits, y), MarginTerm(term="wrong")(logits, y)
+    assert true.tolist() == [-2.0, 2.0]
+    assert wrong.tolist() == [1.0, -1.0]
+    assert torch.equal(true + wrong, -losses.margin(logits, y))
+    (gradient,) = torch.autograd.grad(wrong.sum(), logits)
+    assert gradient.tolist() == [[0, 1, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match="no term of the margin named 'false'"):
+        MarginTerm(term="false")
+
+
+def test_a_scaled_loss_is_the_loss_at_a_temperature():
+    # two classes: -log sigmoid of the scaled difference
+    logits, y = torch.tensor([[3.0, 1.0], [0.0, 4.0]], dtype=torch.float64), torch.tensor([0, 0])
+    found = Scaled(loss=CrossEntropy(), factor=0.25)(logits, y)
+    assert found.tolist() == pytest.approx([math.log1p(math.exp(-0.5)), math.log1p(math.exp(1.0))])
+    clean = torch.randn(2, 2, dtype=torch.float64)
+    found = Scaled(loss=KLFromClean(), factor=3)(logits, y, clean)
+    assert torch.equal(found, losses.kl(3 * clean, 3 * logits))
+    for factor in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="factor above 0"):
+            Scaled(loss=CrossEntropy(), factor=factor)
+
+
+def test_a_low_scale_brings_a_saturated_gradient_back():
+    logits, y = torch.tensor([[400.0, 0.0, -100.0]], requires_grad=True), torch.tensor([0])
+    plain, scaled, own = (
+        torch.autograd.grad(loss(logits, y).sum(), logits)[0]
+        for loss in (
+            CrossEntropy(), Scaled(loss=CrossEntropy(), factor=0.01), Standardised(loss=CrossEntropy()),
+        )
+    )  # fmt: skip
+    assert (plain == 0).all()
+    assert scaled[0, 0] < -1e-4
+    assert own[0, 0] < -1e-4
+
+
+def test_a_standardised_loss_knows_no_scale_and_its_gradient_is_that_at_a_fixed_temperature():
+    logits, y = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.arange(6) % 5
+    loss = Standardised(loss=CrossEntropy())
+    values = [
+        math.log(sum(math.exp((z - row[label]) / np.std(row)) for z in row))
+        for row, label in zip(logits.detach().numpy(), y, strict=True)
+    ]
+    assert loss(logits, y).tolist() == pytest.approx(values)
+    torch.testing.assert_close(loss(7 * logits, y), loss(logits, y))
+    (gradient,) = torch.autograd.grad(loss(logits, y).sum(), logits)
+    deviation = logits.detach().std(1, correction=0, keepdim=True)
+    wanted = ((logits / deviation).softmax(1) - torch.nn.functional.one_hot(y, 5)) / deviation
+    torch.testing.assert_close(gradient, wanted)
+    found = Standardised(loss=KLFromClean())(logits, y, 3 * logits)
+    torch.testing.assert_close(found, torch.zeros_like(found))
+    equal = torch.zeros(1, 4, requires_grad=True)
+    assert torch.autograd.grad(loss(equal, torch.tensor([1])).sum(), equal)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("make", [functools.partial(Scaled, factor=2.0), Standardised])
+def test_a_loss_on_other_logits_is_otherwise_the_loss(make):
+    assert make(loss=KLFromClean()).needs_clean
+    assert not make(loss=DLR()).needs_clean
+    assert make(loss=DLR()).for_classes(2) == make(loss=Margin())
+    assert make(loss=DLR()).for_classes(3) == make(loss=DLR())
+    assert make(loss=CrossEntropy()).for_classes(2) == make(loss=CrossEntropy())
+    assert make(loss=make(loss=DLR())).for_classes(2) == make(loss=make(loss=Margin()))
+    assert hash(make(loss=DLR())) == hash(make(loss=DLR()))
+    torch.testing.assert_close(make(loss=DLR())(Z, Y), DLR()(Z, Y))  # scale-free already
 
 
 @pytest.mark.parametrize(("loss", "needs"), [(CrossEntropy(), 0), (Margin(), 0), (DLR(), 0), (KLFromClean(), 1)])

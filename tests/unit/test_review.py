@@ -102,6 +102,27 @@ def test_an_attack_without_gradients_that_is_ahead_fails_the_others(name, right,
     assert found(made)["gradient-free"][1] == (540 - right) / 1000
 
 
+TRANSFER, QUERIES = SETTINGS["transfer"], SETTINGS["spsa"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_free"),
+    [
+        (f"Restarts(attack={QUERIES}, restarts=2)", True),
+        (f"Family(attacks={{'one': {TRANSFER}, 'two': {TRANSFER}}})", True),
+        (f"Family(attacks={{'one': {TRANSFER}, 'two': {QUERIES}}})", True),
+        (f"Family(attacks={{'one': {TRANSFER}, 'two': {pgd(20)}}})", False),
+        (f"Stages(attacks=({pgd(20)}, {QUERIES}))", False),
+        (f"Family(attacks={{'one': {TRANSFER}, 'two': {TRANSFER.replace('(', '(with_target=True, ', 1)}}})", False),
+        ("Foreign(steps=3)", False),
+    ],
+)
+def test_of_attacks_that_carry_out_others_each_one_counts(text, is_free):
+    made = record({"clean": 900, "pgd20": 550, "square": 400})
+    made = replace(made, settings=made.settings | {"square": text})
+    assert ("gradient-free" in not_well(made)) == is_free
+
+
 def test_what_an_attack_without_gradients_takes_from_its_chain_counts():
     chains = {"autoattack": ("pgd20", "cw30", "square")}
     whole = {"clean": 900, "pgd20": (550, 900), "cw30": (540, 550)}

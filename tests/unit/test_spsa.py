@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fsr_lab.attack.spsa import SPSA
+from fsr_lab.core.losses import margin
 from fsr_lab.core.threat import Threat
 from fsr_lab.evaluation.counting import Counted
 
@@ -86,6 +87,41 @@ def test_it_fools_by_logits_alone(net, data, threat):
     assert fooled[right].float().mean() > 0.6
     assert torch.equal(x_adv[~right], x[~right])
     assert threat.measure(x_adv, x).max() <= threat.eps + 1e-6
+
+
+def test_a_search_begins_at_its_start_and_leaves_what_is_wrong_there(net, data):
+    x, y = data
+    start = attack_of(queries=1650)(net, x, y)
+    fooled = net(start).argmax(1) != y
+    assert 0 < fooled.sum() < len(x)
+    asked = []
+
+    def watched(images):
+        asked.append(images.clone())
+        return net(images)
+
+    found = attack_of().run_from(start, watched, x, y)
+    assert torch.equal(asked[0], start)
+    assert torch.equal(found[fooled], start[fooled])
+    assert len(asked[1]) == 2 * 16 * (~fooled).sum()
+    assert ((asked[1].reshape(2, -1, 16, *x.shape[1:]).mean((0, 2)) - start[~fooled]).abs() < 1e-5).all()
+    assert (margin(net(found), y) <= margin(net(start), y)).all()
+
+
+def test_a_start_outside_the_set_is_put_into_it(net, data):
+    x, y = data
+    found = attack_of().run_from(x + 0.5, net, x, y)
+    assert LINF.measure(found, x).max() <= LINF.eps + 1e-6
+    assert found.max() <= 1
+
+
+def test_from_the_clean_image_it_is_the_attack(net, data):
+    x, y = data
+    found = []
+    for run in (attack_of(), lambda *args: attack_of().run_from(x, *args)):
+        torch.manual_seed(0)
+        found.append(run(net, x, y))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,35 @@ def test_restarts_go_on_with_those_that_are_left(net, data):
     assert often.sum() > once.sum()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_search_begins_at_its_start_and_leaves_what_is_wrong_there(net, data, norm):
+    x, y = data
+    attack = attack_of(norm, queries=40, restarts=2)
+    start = attack_of(norm)(net, x, y)
+    fooled = net(start).argmax(1) != y
+    assert 5 < fooled.sum() < len(x)
+    asked = []
+
+    def watched(images):
+        asked.append(images.clone())
+        return net(images)
+
+    found = attack.run_from(start, watched, x, y)
+    assert torch.allclose(asked[0], start, rtol=0, atol=1e-12)
+    assert torch.equal(asked[1], asked[0][~fooled])  # no stripes, no hills
+    assert torch.equal(found[fooled], asked[0][fooled])
+    assert (margin(net(found), y) <= margin(net(asked[0]), y)).all()
+    assert attack.threat.measure(found, x).max() <= attack.threat.eps + 1e-9
+
+
+def test_a_start_outside_the_set_is_put_into_it(net, data):
+    x, y = data
+    attack = attack_of(queries=5)
+    found = attack.run_from(x + 0.5, net, x, y)
+    assert attack.threat.measure(found, x).max() <= attack.threat.eps + 1e-9
+    assert found.max() <= 1
+
+
 def test_who_the_deployed_model_does_not_confirm_is_searched_on(net, data, monkeypatch):
     # a deployed model that asks for a margin of -0.005 where crafting takes 0 for enough
     monkeypatch.setattr(square, "CONFIRM_EVERY", 5)

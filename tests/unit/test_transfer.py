@@ -8,11 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fsr_lab.attack.on_aux import OnAux
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.attack.transfer import Transfer
 from fsr_lab.core.hashing import state_hash
+from fsr_lab.core.objective import CrossEntropy
 from fsr_lab.core.threat import Threat
+from fsr_lab.defense.fsr import FSR
 from fsr_lab.evaluation.run import evaluate
+from fsr_lab.model.defended import attach
+from fsr_lab.model.tiny_cnn import TinyCNN
 
 LINF = Threat(norm="linf", eps=0.1)
 
@@ -65,6 +70,38 @@ def test_what_it_tells_of_itself_is_the_attacks(linear):
     assert attack.is_random
     assert not Transfer(source=linear, attack=pgd()).is_random
     assert not attack.exact_on_linear
+
+
+def test_with_the_target_it_is_crafted_on_the_mean_of_both_networks_logits(batch):
+    """Of linear networks that is the linear network of the mean weights."""
+    x, y = batch
+    source, target, mean = (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)) for _ in range(3))
+    with torch.no_grad():
+        mean[1].weight.copy_((source[1].weight + target[1].weight) / 2)
+        mean[1].bias.copy_((source[1].bias + target[1].bias) / 2)
+    found = Transfer(source=source, attack=pgd(), with_target=True)(target, x, y)
+    torch.testing.assert_close(found, pgd()(mean, x, y))
+    assert not torch.equal(found, pgd()(source, x, y))
+
+
+def test_with_the_target_its_passes_count_and_it_is_no_gradient_free_attack(classifier, linear, batch):
+    attacks = {"ensemble": Transfer(source=linear, attack=pgd(), label="linear", with_target=True)}
+    classifier.train()
+    record = evaluate(classifier, [batch], attacks, threat=LINF, seed=0)
+    assert record.forwards[1] == record.backwards[1] == 40
+    assert classifier.training
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    assert all(parameter.requires_grad for parameter in linear.parameters())
+    assert record.settings["ensemble"].startswith("Transfer(with_target=True, source=<linear, weights ")
+    assert "gradient-free" not in {finding.check for finding in record.findings}
+
+
+def test_it_asks_of_the_source_what_the_attack_lacks(linear, batch):
+    defended = attach(TinyCNN(num_classes=4), {"block2": FSR}, (3, 8, 8), 4).eval()
+    attack = pgd(objective=OnAux(key="p_plus", loss=CrossEntropy()))
+    assert Transfer(source=defended, attack=attack).lacks(linear, batch[0]) is None
+    for given in ({"source": linear}, {"source": defended, "with_target": True}):
+        assert "no auxiliary tensor" in Transfer(attack=attack, **given).lacks(defended, batch[0])
 
 
 PRINT = """

@@ -65,11 +65,18 @@ class SPSA:
             x: (N, C, H, W) in [0, 1].
             y: (N,) int64 labels.
         """
+        return self.run_from(x, model, x, y)
+
+    def run_from(self, start: Tensor, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        """Return what a search that begins at `start`, put into the set, finds; see `StartsAnywhere`.
+
+        A sample that is wrong at its start is left alone there; of one not fooled the start is among the iterates.
+        """
         with torch.inference_mode(False), torch.no_grad():
             x, y = x.detach().clone(), y.clone()
-            found, least = x.clone(), deployed_margins(model, x, y)
+            image, first, second = self.threat.project(start.detach(), x), torch.zeros_like(x), torch.zeros_like(x)
+            found, least = image.clone(), deployed_margins(model, image, y)
             rows = (least > 0).nonzero().squeeze(1)
-            image, first, second = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
             for step in range(1, self.queries // (2 * self.directions + 1) + 1):
                 if not len(rows):
                     break

@@ -73,23 +73,35 @@ class Square:
             x: (N, C, H, W) in [0, 1].
             y: (N,) int64 labels.
         """
+        return self._runs(None, model, x, y)
+
+    def run_from(self, start: Tensor, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        """Return what runs that begin at `start`, put into the set, and not at a drawn point find.
+
+        See `StartsAnywhere`. A sample that is wrong at its start is left alone there.
+        """
+        return self._runs(start, model, x, y)
+
+    def _runs(self, start: Tensor | None, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             x, y = x.detach().clone(), y.clone()
-            found, smallest = x.clone(), deployed_margins(model, x, y)
+            start = None if start is None else self.threat.project(start.detach(), x)
+            found = x.clone() if start is None else start.clone()
+            smallest = deployed_margins(model, found, y)
             for _ in range(self.restarts):
                 left = (smallest > 0).nonzero().squeeze(1)
                 if not len(left):
                     break
-                best = self._search(model, x[left], y[left])
+                best = self._search(None if start is None else start[left], model, x[left], y[left])
                 values = deployed_margins(model, best, y[left])
                 better = values < smallest[left]
                 found[left[better]], smallest[left[better]] = best[better], values[better]
             return found
 
-    def _search(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    def _search(self, start: Tensor | None, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return each sample's best image of one run."""
-        start, propose = MOVES[self.threat.norm]
-        best = self.threat.project(start(x, self.threat.eps), x)
+        drawn, propose = MOVES[self.threat.norm]
+        best = self.threat.project(drawn(x, self.threat.eps), x) if start is None else start.clone()
         with crafting(model, self.policy, example=x) as attacked, torch.no_grad():
             margins = margin(attacked(best), y)
         is_exact = self.policy == Policy()

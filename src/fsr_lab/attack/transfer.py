@@ -11,15 +11,18 @@ from fsr_lab.core.types import Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Wrapper):
-    """An attack carried out on a source network; the attacked one is never asked.
+    """An attack carried out on a source network; the attacked one is never asked, unless it is `with_target`.
 
     So it costs the target no pass, and no defence of the target can mislead it: where it does better than attacks that
-    see the target, those were misled. The source stays where it is: put it on the images' device.
+    see the target, those were misled. With the target it is a gradient attack on it like others: on the ensemble of the
+    two in logits (Dong et al., 2018, arXiv:1710.06081), of equal weights, whose passes count. The source
+    stays where it is: put it on the images' device.
 
     Attributes:
         source: (N, C, H, W) in [0, 1] to logits (N, K), of the target's classes; eval mode while it is attacked.
         attack: what is run on it.
         label: what a record calls the source; its weights' hash follows it.
+        with_target: craft on the mean of the source's and the target's logits.
 
     Raises:
         ValueError: no source.
@@ -27,6 +30,7 @@ class Transfer(Wrapper):
 
     source: Classifier
     label: str = ""
+    with_target: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.source):
@@ -39,7 +43,9 @@ class Transfer(Wrapper):
         """Tell the settings, the source by its label and weights: the same text in every process."""
         label = self.label or type(self.source).__name__
         weights = f", weights {state_hash(self.source.state_dict())}" if isinstance(self.source, nn.Module) else ""
-        return f"Transfer(source=<{label}{weights}>, attack={self.attack!r})"
+        # said first where it holds: by these words a record's checks know that it is led by the target's gradients
+        target = "with_target=True, " if self.with_target else ""
+        return f"Transfer({target}source=<{label}{weights}>, attack={self.attack!r})"
 
     @property
     def exact_on_linear(self) -> bool:
@@ -50,8 +56,27 @@ class Transfer(Wrapper):
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
 
         Args:
-            model: the target, which is left alone.
+            model: the target, which is left alone, unless `with_target`.
             x: (N, C, H, W) in [0, 1].
             y: (N,) int64 labels.
         """
-        return self.attack(self.source, x, y)
+        return self.attack(self._crafted_on(model), x, y)
+
+    def lacks(self, model: Classifier, x: Tensor) -> str | None:
+        """Tell what the attack does not find on the network that it is crafted on."""
+        return super().lacks(self._crafted_on(model), x)
+
+    def _crafted_on(self, model: Classifier) -> Classifier:
+        return _MeanLogits(self.source, model) if self.with_target else self.source
+
+
+class _MeanLogits(nn.Module):
+    """The mean of two networks' logits; a module, so that crafting finds theirs."""
+
+    def __init__(self, source: Classifier, target: Classifier) -> None:
+        super().__init__()
+        self.source, self.target = source, target
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, K)."""
+        return (self.source(x) + self.target(x)) / 2

@@ -13,7 +13,8 @@ class Watched:
 
     Args:
         model: maps images to logits.
-        with_aux: let every pass file auxiliary tensors, so that one serves all objectives until `forget`.
+        with_aux: let every pass of a model that files auxiliary tensors file them, so that one serves all objectives
+            until `forget`.
         known: images (N, C, H, W) and their logits (N, K), which are then not computed again.
     """
 
@@ -21,7 +22,7 @@ class Watched:
         self, model: Classifier, *, with_aux: bool = False, known: tuple[Tensor, Tensor] | None = None
     ) -> None:
         self.model: Any = model
-        self.with_aux = with_aux
+        self.with_aux = with_aux and hasattr(model, "forward_with_aux")
         self.seen: Tensor | None = None
         self.logits = torch.empty(0)
         self._forward: Forward | None = None

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Attack
+from fsr_lab.core.types import Attack, Classifier, Particular
 
 
 class Crafter(Attack, Protocol):
@@ -50,3 +52,12 @@ class Wrapper:
     def exact_on_linear(self) -> bool:
         """Whether the attack reaches the worst point of a linear model."""
         return self.attack.exact_on_linear
+
+    def lacks(self, model: Classifier, x: Tensor) -> str | None:
+        """Tell what the attack does not find on a network; see `Particular`."""
+        return lack_of(self.attack, model, x)
+
+
+def lack_of(attack: Attack, model: Classifier, x: Tensor) -> str | None:
+    """Tell what an attack does not find on a network, which may be shown x; None: nothing, or it asks for nothing."""
+    return attack.lacks(model, x) if isinstance(attack, Particular) else None

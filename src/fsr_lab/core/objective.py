@@ -1,13 +1,17 @@
 """What attacks maximise: sample losses on logits, and how they are applied to a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from torch import Tensor
 
 from fsr_lab.core import losses
+from fsr_lab.core.precision import full_precision
+from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Classifier, Defended, Forward, SampleLoss
+
+Term = Literal["true", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,33 @@ class Margin:
 
     def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
         return -(losses.margin(logits, y) + self.kappa).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginTerm:
+    """One of the two logits that the margin is the difference of: -z_y, or the largest other one.
+
+    Source: the first stage of the margin decomposition attack (Ma et al., 2020, arXiv:2006.13726), for networks on
+    which the gradients of the two terms cancel out.
+
+    Attributes:
+        term: "true" raises -z_y, "wrong" the largest other logit.
+
+    Raises:
+        ValueError: an unknown term.
+    """
+
+    term: Term
+    needs_clean: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.term not in get_args(Term):
+            raise ValueError(unknown("term of the margin", self.term, get_args(Term)))
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        place = y if self.term == "true" else losses.most_likely_wrong(logits, y)
+        logit = full_precision(logits).gather(1, place[:, None]).squeeze(1)
+        return -logit if self.term == "true" else logit
 
 
 @dataclass(frozen=True)
@@ -88,6 +119,66 @@ class KLFromClean:
         return losses.kl(clean_logits, logits)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """A loss on `factor` times the logits, clean ones too: a temperature for losses that saturate.
+
+    Attributes:
+        loss: what is computed on them.
+        factor: above 1 it sharpens the predictions, below 1 it brings a confident one's gradient back.
+
+    Raises:
+        ValueError: a factor that is not positive.
+    """
+
+    loss: SampleLoss
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"expected a factor above 0, got {self.factor}")
+
+    @property
+    def needs_clean(self) -> bool:
+        """The loss's."""
+        return self.loss.needs_clean
+
+    def for_classes(self, num_classes: int) -> "Scaled":
+        """Return the same of the loss that is defined for so few classes."""
+        return replace(self, loss=_for_classes(self.loss, num_classes))
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        clean = None if clean_logits is None else self.factor * full_precision(clean_logits)
+        return self.loss(self.factor * full_precision(logits), y, clean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardised:
+    """A loss on the logits over their own standard deviation, of each sample by itself; clean ones over theirs.
+
+    The deviation (of K values about their mean, with 1/K) is a temperature: no gradient flows through it. With one, the
+    loss would know no scale, and its gradient would lack the part along the logits, which is what lowers a confident
+    prediction; of two classes nothing would be left.
+
+    Attributes:
+        loss: what is computed on them.
+    """
+
+    loss: SampleLoss
+
+    @property
+    def needs_clean(self) -> bool:
+        """The loss's."""
+        return self.loss.needs_clean
+
+    def for_classes(self, num_classes: int) -> "Standardised":
+        """Return the same of the loss that is defined for so few classes."""
+        return replace(self, loss=_for_classes(self.loss, num_classes))
+
+    def __call__(self, logits: Tensor, y: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+        return self.loss(_standardised(logits), y, None if clean_logits is None else _standardised(clean_logits))
+
+
 @dataclass(frozen=True)
 class OnLogits:
     """A sample loss on the model's logits: all that an attack needs of a network it knows nothing about."""
@@ -128,6 +219,16 @@ class JointWithAux:
         total = self.loss(adv.logits, y, None if clean is None else clean.logits)
         terms = defended.attack_terms(adv, y, clean=clean, loss=self.loss)
         return total if terms is None else total + terms
+
+
+def _for_classes(loss: SampleLoss, num_classes: int) -> SampleLoss:
+    fits: Any = getattr(loss, "for_classes", None)
+    return loss if fits is None else cast(SampleLoss, fits(num_classes))
+
+
+def _standardised(logits: Tensor) -> Tensor:
+    logits = full_precision(logits)
+    return logits / logits.detach().std(1, correction=0, keepdim=True).clamp_min(1e-12)
 
 
 def _adds_terms(model: Classifier) -> bool:

@@ -13,8 +13,11 @@ POINTS = 0.002
 MANY_POINTS = 0.01
 """By this they may not: papers report differences of one point as progress."""
 
-GRADIENT_FREE = re.compile(r"\b(Square|NAttack|SPSA|Transfer)\(")
+TRANSFER = re.compile(r"\bTransfer\((?!with_target=True)")
+BY_QUERIES = re.compile(r"\b(Square|NAttack|SPSA)\(")
 """Attacks that no gradient of the attacked network can mislead, by their settings' text."""
+BY_GRADIENTS = re.compile(r"\b(PGD|APGD|FAB)\(")
+"""Attacks that one can, also where another one is carried out beside them: alone, they need no name here."""
 STEPS = re.compile(r"\bsteps=(\d+)")
 WAY_THERE = re.compile(r"\b(steps|relative_step|random_start)=[^,)]+")
 """What FGSM and PGD differ in."""
@@ -36,7 +39,7 @@ def inside_ball(record: EvaluationRecord) -> Finding | None:
 def gradient_free(record: EvaluationRecord) -> Finding | None:
     """Check that no attack without the network's gradients leaves fewer right than all attacks with them."""
     ours = [name for name in record.attacks if name != CLEAN]
-    free = {name for name in ours if GRADIENT_FREE.search(record.settings.get(name, ""))}
+    free = {name for name in ours if _needs_no_gradient(record.settings.get(name, ""))}
     led = tuple(name for name in ours if name not in free)
     leads = {name: lead for name in ours if name in free and (lead := _lead(record, name, led)) is not None}
     if not leads:
@@ -95,6 +98,19 @@ def ensemble(record: EvaluationRecord) -> Finding | None:
     if gap > 0:
         return Finding("ensemble", "fail", gap, f"{text}: margins and outcomes are not of one evaluation")
     return Finding("ensemble", "pass", gap, text)
+
+
+def _needs_no_gradient(settings: str) -> bool:
+    """Tell whether an attack, or each that it carries out, works without the attacked network's gradients."""
+    rest = settings
+    while found := TRANSFER.search(rest):
+        depth, end = 1, found.end()
+        while depth and end < len(rest):
+            depth += {"(": 1, ")": -1}.get(rest[end], 0)
+            end += 1
+        rest = rest[: found.start()] + rest[end:]  # without what is crafted on the source
+    is_free = rest != settings or BY_QUERIES.search(rest) is not None
+    return is_free and BY_GRADIENTS.search(rest) is None
 
 
 def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | None:
