@@ -162,7 +162,7 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
 
 
 def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> str:
-    lines = ["| model | record | revision | weights | data | crafted in | forwards | seed | machine |",
+    lines = ["| model | record | revision | weights | data | crafted in | forwards | seed | put together on |",
              "|---|---|---|---|---|---|--:|--:|---|"]  # fmt: skip
     for path, record in found:
         about = record.provenance
@@ -174,10 +174,24 @@ def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) ->
             f"{int(record.forwards.sum())} | {about.seed} | {machine} |"
         )
     commands = list(dict.fromkeys(record.provenance.command for _, record in found))
-    versions = dict(found[0][1].provenance.versions)
-    lines += ["", "Commands:", "", *[f"    {command}" for command in commands], ""]
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".\n")
-    return "\n".join(lines)
+    note = (
+        "A record names the revision, the versions and the machine of the process that put it together; what this "
+        "found in a ledger, such as that of shards, may have been attacked elsewhere.\n"
+    )
+    lines += ["", note, "Commands:", "", *[f"    {command}" for command in commands], ""]
+    return "\n".join([*lines, *_versions(folder, found)])
+
+
+def _versions(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> list[str]:
+    """Return the packages' versions, once where all records have the same, else with the records that have each."""
+    holders: dict[str, list[str]] = {}
+    for path, record in found:
+        versions = sorted(record.provenance.versions.items())
+        text = ", ".join(f"{name} {version}" for name, version in versions)
+        holders.setdefault(text, []).append(path.relative_to(folder).with_suffix("").as_posix())
+    if len(holders) == 1:
+        return [f"Versions: {text}.\n" for text in holders]
+    return [f"Versions of {', '.join(records)}: {text}.\n" for text, records in holders.items()]
 
 
 def _read(path: Path) -> str:
