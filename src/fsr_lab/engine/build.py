@@ -138,17 +138,24 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
 
 def build_attacks(cfg: DictConfig, device: torch.device | None = None) -> dict[str, Attack]:
-    """Build the evaluation's attacks by name; a `source` that is a path becomes the network there, on the device."""
+    """Build the evaluation's attacks by name; a `source` that is a path becomes the network there, on the device.
+
+    That goes for an attack inside another one, too.
+    """
     opened = cache(lambda source: build_surrogate(cfg, Path(source)))
-    attacks: dict[str, Attack] = {}
-    for name, node in cfg.evaluation.attacks.items():
-        given = {}
+
+    def built(node: dict[str, Any]) -> Any:
+        parts = {key: part for key, part in node.items() if isinstance(part, dict) and "_target_" in part}
+        given = {key: built(part) for key, part in parts.items()}
         if node.get("source"):
-            network, label = opened(node.source)
-            given = {"source": network.to(device), "label": label}
+            network, label = opened(node["source"])
+            given |= {"source": network.to(device), "label": label}
+        rest = {key: value for key, value in node.items() if key not in given}
         # called, not merged into the node: Hydra would copy a network that it is given
-        attacks[str(name)] = instantiate(_without(node, tuple(given)), _convert_="all", _partial_=True)(**given)
-    return attacks
+        return instantiate(rest, _convert_="all", _partial_=True)(**given)
+
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg.evaluation.attacks, resolve=True))
+    return {name: built(node) for name, node in plain.items()}
 
 
 def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:
