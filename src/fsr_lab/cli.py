@@ -102,10 +102,11 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import run as engine
 
     cfg, name, weights = chosen_network(cfg)
+    evaluating.check_settings(cfg)
+    shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
     data = engine.opened_data(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     engine.write_config(cfg, run)
-    shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
     record = evaluating.evaluate_weights(cfg, weights, data, name=name, command=session.command, run=run, shard=shard)
     if shard is not None:
         print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
@@ -121,7 +122,7 @@ def doctor(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.core.explain import explanation
 
     if cfg.explain is not None:
-        print(explanation(cfg.explain))
+        print(explanation(str(cfg.explain)))
         return
     from fsr_lab.engine import build
     from fsr_lab.engine import run as engine
@@ -413,6 +414,9 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
             words.append(f"attack@strategy.{'base.' if has_base(argv) else ''}{word}")
         elif verb == "train" and word.startswith("strategy.base="):
             words.append("strategy@" + word)
+        elif verb in ("train", "evaluate") and word.lstrip("+").startswith("surrogate_model="):
+            added = "+" if verb == "train" else ""
+            raise ValueError(f"a network is an option of its group; give {added}model@{word.lstrip('+')}")
         elif verb == "prepare" and word == "dataset=all":
             words.append("all=true")
         elif verb == "evaluate" and word.startswith("attack="):

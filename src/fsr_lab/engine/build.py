@@ -19,6 +19,7 @@ from fsr_lab.core.cost import Cost
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
+from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import CONFIG, AtomicCheckpointIO, checkpoint_path, load_weights
 from fsr_lab.engine.module import RobustClassifier, total
@@ -43,7 +44,7 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
 
 def build_model(cfg: DictConfig) -> DefendedModel:
     """Build the backbone, from the run's seed, with its defence attached."""
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(whole("seed", cfg.seed))
     backbone = instantiate(_without(cfg.model, (*POINTS, *AROUND)), _convert_="all")
     if cfg.model.get("normalize"):
         Normalize(**OmegaConf.to_container(cfg.model.normalize, resolve=True)).put_on(backbone)  # type: ignore[arg-type]
@@ -247,6 +248,8 @@ def bare_step(
 
 def _bare_network(cfg: DictConfig) -> DictConfig:
     """Return the config of the network that a surrogate's weights are of."""
+    if "surrogate_model" not in cfg:  # fsr train has none: a file of weights is rarely its surrogate
+        raise ValueError("a surrogate that is a file of weights needs its network; give +model@surrogate_model=NAME")
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: plain[key] for key in ("seed", "dataset")}
     return OmegaConf.create(kept | {"model": plain["surrogate_model"], "defense": {"at": None}})

@@ -15,17 +15,43 @@ from typing import NoReturn, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fsr_lab.core.files import check_folder
 from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
 from fsr_lab.engine.checkpoints import load_weights
 from fsr_lab.engine.launch import ranks_wanted
+from fsr_lab.evaluation import sanity
 from fsr_lab.evaluation.run import CODE, evaluate
 from fsr_lab.model.defended import DefendedModel
 
 EVERYTHING = "worst case"
 """The chain of all attacks that `early_exit=true` makes."""
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse at once what would otherwise fail once the data are read, or a network is trained.
+
+    Raises:
+        ValueError: a setting of the evaluation cannot be what it is.
+    """
+    whole("seed", cfg.seed)
+    whole("chunk", cfg.chunk, 1)
+    if cfg.test_samples is not None:
+        whole("test_samples", cfg.test_samples, 1)
+    for name in ("early_exit", "keep_images"):
+        if not isinstance(cfg[name], bool):
+            raise ValueError(f"expected {name} to be true or false, got {cfg[name]!r}")
+    sanity.check_threat(build.build_threat(cfg))
+    device_of(cfg)
+    in_shards = ranks_wanted(cfg) > 1 or cfg.get("shard") is not None
+    if cfg.ledger in (None, "none"):
+        if in_shards or cfg.keep_images:
+            raise ValueError("shards meet in a ledger, and images are kept in one; leave out ledger=none")
+    elif cfg.ledger != "auto":
+        check_folder("ledger", Path(cfg.ledger))
 
 
 def evaluate_weights(
@@ -41,7 +67,7 @@ def evaluate_weights(
     """Attack a network with the config's evaluation on the config's test images, over `trainer.devices` processes.
 
     Args:
-        cfg: with a network, its data, a threat, an evaluation, and where its ledger lies.
+        cfg: with a network, its data, a threat, an evaluation, and where its ledger lies; passes `check_settings`.
         weights: a checkpoint or a state dict, and which of its averages; None where the network comes with its own.
         data: opened.
         name: what a table calls the network.
@@ -55,11 +81,9 @@ def evaluate_weights(
     if ledger is not None:
         print(f"ledger: {ledger}", file=sys.stderr, flush=True)
     devices = ranks_wanted(cfg)
-    if ledger is None and (devices > 1 or shard is not None):
-        raise ValueError("shards need a ledger to meet in; leave out ledger=none")
     if devices > 1 and shard is None:
         _evaluate_in_shards(run, weights, devices)
-    device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
+    device = device_of(cfg)
     model = model.to(device)
     return evaluate(
         model,
@@ -89,9 +113,6 @@ def loaded_network(cfg: DictConfig, weights: tuple[Path, str | None] | None) -> 
 
 def chains(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the evaluation's chains; with `early_exit` one over all attacks."""
-    for name in ("early_exit", "keep_images"):
-        if not isinstance(cfg[name], bool):
-            raise ValueError(f"expected {name} to be true or false, got {cfg[name]!r}")
     if cfg.early_exit and cfg.evaluation.attacks:
         return {EVERYTHING: [str(attack) for attack in cfg.evaluation.attacks]}
     node = cfg.evaluation.get("chains") or {}
@@ -121,11 +142,27 @@ def network_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def device_of(cfg: DictConfig) -> torch.device:
+    """Return the device that a config evaluates on: that of its training, or the one that it names."""
+    return best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
+
+
 def best_device(wanted: str = "auto") -> torch.device:
-    """Return the device to evaluate on: the accelerator if there is one and the choice is left to us."""
+    """Return the device to evaluate on: the accelerator if there is one and the choice is left to us.
+
+    Raises:
+        ValueError: this machine, or this torch, has no such device.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if wanted == "auto":
         return torch.device("cpu") if accelerator is None else accelerator
+    there = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    kind, _, index = str(wanted).partition(":")
+    if kind not in there or (index and not (index.isdecimal() and int(index) < torch.accelerator.device_count())):
+        raise ValueError(
+            f"expected device to be auto or one of {there}, which torch {torch.__version__} finds here, got {wanted}; "
+            "a GPU needs a driver, and a torch build for it"
+        )
     return torch.device(wanted)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsr_lab.core.explain import explanations
-from fsr_lab.core.files import write_text
+from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.report.columns import HEADINGS
 from fsr_lab.report.paired import Comparison, compare
@@ -71,9 +71,11 @@ def compare_places(first: Path, second: Path, out: Path | None = None) -> list[C
     """Compare two records, or the records of two folders that have the same name, and write what was found to `out`.
 
     Raises:
-        ValueError: a place holds no record, several where the other has none of the same name, or the records are not
-            of the same samples.
+        ValueError: a place holds no record, several where the other has none of the same name, the records are not of
+            the same samples, or `out` is no folder.
     """
+    if out is not None:
+        check_folder("out", out)
     left, right = _records_at(first), _records_at(second)
     if len(left) == len(right) == 1:
         pairs = [(left.popitem()[1], right.popitem()[1])]
@@ -94,6 +96,8 @@ def compare_places(first: Path, second: Path, out: Path | None = None) -> list[C
 
 
 def _records_at(place: Path) -> dict[str, EvaluationRecord]:
+    if not place.exists():
+        raise ValueError(f"there is no {place}; give a record's JSON file, or a folder that holds records")
     if place.is_file():
         return {place.stem: EvaluationRecord.load(place)}
     return {path.relative_to(place).as_posix(): record for path, record in find_records(place)}
