@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from hydra import compose
 from hydra._internal.utils import _run_hydra, get_args_parser
@@ -17,21 +16,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fsr_lab.arguments import CONFIGS, config_folder, key_of, translate
 from fsr_lab.core.files import write_text
 from fsr_lab.core.suggest import unknown
+from fsr_lab.printing import draw_run, holds_costs, holds_records, print_report, show
 
 if TYPE_CHECKING:
     from fsr_lab.core.cost import CostRow
 
-OVERRIDES = "overrides.yaml"
-CONFIGS = "pkg://fsr_lab.conf"
 FAILED = 1
 BAD_INPUT = 2
-PIPE_WIDTH = 400
-"""Of tables that go into a file or a pipe, which has no width of its own: wide enough that none is cut."""
 INTERRUPTED = 130
 Task = Callable[[DictConfig], None]
 
@@ -100,12 +97,14 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     """Attack a trained network."""
     from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
+    from fsr_lab.engine.chosen import chosen_network
 
-    cfg, name, weights = chosen_network(cfg)
+    cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
+    evaluating.check_settings(cfg)
+    shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
     data = engine.opened_data(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     engine.write_config(cfg, run)
-    shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
     record = evaluating.evaluate_weights(cfg, weights, data, name=name, command=session.command, run=run, shard=shard)
     if shard is not None:
         print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
@@ -116,25 +115,24 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
 
 def doctor(session: Session, cfg: DictConfig) -> None:
     """Examine a trained network, review its records, and print what was found; or explain one check."""
-    from rich.console import Console
-
     from fsr_lab.core.explain import explanation
 
     if cfg.explain is not None:
-        print(explanation(cfg.explain))
+        print(explanation(str(cfg.explain)))
         return
     from fsr_lab.engine import build
     from fsr_lab.engine import run as engine
+    from fsr_lab.engine.chosen import chosen_network
     from fsr_lab.engine.consultation import consult
     from fsr_lab.engine.evaluating import best_device, loaded_network
     from fsr_lab.report.doctor import diagnosis
 
-    cfg, name, weights = chosen_network(cfg)
+    cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     found = consult(
         loaded_network(cfg, weights), engine.opened_data(cfg), build.build_threat(cfg), name=name, samples=cfg.samples,
         device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
     )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(diagnosis(*found))
+    show(diagnosis(*found))
     if found.has_failed:
         session.exit_code = max(session.exit_code, FAILED)
 
@@ -231,11 +229,6 @@ def names_of(group: str, listed: Sequence[str] | None) -> list[str]:
     return sorted(known, key=lambda name: (name != "none", name))
 
 
-def key_of(override: str) -> str:
-    """Return the path that an override of the command line is about."""
-    return override.lstrip("+~").partition("=")[0]
-
-
 def report(folder: Path) -> None:
     """Write report.md and table.csv of every record below a folder, and print the table."""
     if not folder.is_dir():
@@ -243,92 +236,6 @@ def report(folder: Path) -> None:
     for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
         draw_run(run, title=run.name)
     print_report(folder)
-
-
-def chosen_network(cfg: DictConfig) -> tuple[DictConfig, str, tuple[Path, str | None] | None]:
-    """Return the config of the network that run= or weights= names, its name, and its weights, which average of them.
-
-    Raises:
-        ValueError: both are given, or neither and the network does not come with weights of its own.
-    """
-    from fsr_lab.engine import checkpoints
-
-    options = cfg.model.get("options") or {}
-    brings_its_own = cfg.model.get("pretrained") or options.get("pretrained") or "repository" in cfg.model
-    if cfg.run is None and cfg.weights is None and brings_its_own:
-        return cfg, cfg.label or cfg.model.name, None
-    if (cfg.run is None) == (cfg.weights is None):
-        raise ValueError("expected one of run=DIR (a run of fsr train) and weights=FILE, got both or neither")
-    label = cfg.label
-    if cfg.run is not None:
-        cfg, path = with_run(cfg, list(HydraConfig.get().overrides.task))
-    else:
-        path = Path(cfg.weights)
-    kept = checkpoints.kept_weights(path)
-    words = [path.stem, cfg.average or kept[0]] if len(kept) > 1 else [path.stem]
-    name = f"{cfg.label} ({', '.join(words)})" if cfg.run else ", ".join([path.name, *words[1:]])
-    return cfg, label or name, (path, cfg.average)
-
-
-def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
-    """Return the config with the run's network, data and threat in it, and the checkpoint's path.
-
-    What the command line says of them wins: `threat.eps=4/255` attacks a network outside its training radius.
-    """
-    from fsr_lab.engine import build, checkpoints
-
-    run = Path(cfg.run)
-    stored = build.stored_config(run)
-    given = [text.lstrip("+").partition("=") for text in overrides]
-    groups = {key for key, _, _ in given}
-    values = [f"{key}={value}" for key, _, value in given if "." in key and "@" not in key]
-    OmegaConf.set_struct(cfg, False)
-    for section in ("model", "dataset", "defense", "threat"):
-        if section not in groups:
-            cfg[section] = stored[section]
-    folder = Path(stored.dataset.folder)
-    if "dataset" not in groups and folder.is_relative_to(stored.paths.data):
-        # the data may have moved since, with paths.data
-        cfg.dataset.folder = str(Path(cfg.paths.data) / folder.relative_to(stored.paths.data))
-    cfg.label = cfg.label or stored.label
-    merged = cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(values)))
-    return merged, checkpoints.checkpoint_path(run, cfg.checkpoint)
-
-
-def draw_run(run: Path, *, title: str) -> None:
-    """Draw a run's learning curves and sample images."""
-    import numpy as np
-
-    from fsr_lab.report import figures
-
-    if curves := figures.read_curves(run):
-        figures.draw_curves(curves, run / "curves.png", title=title)
-    if (run / "samples.npz").is_file():
-        with np.load(run / "samples.npz", allow_pickle=False) as samples:
-            figures.draw_samples(samples, run / "samples.png", title=f"{title}, {samples['attack']}")
-
-
-def print_report(folder: Path) -> None:
-    """Write a folder's report and print its table and where it lies."""
-    from rich.console import Console
-
-    from fsr_lab.report.cost import write_cost_report
-    from fsr_lab.report.page import write_report
-
-    table, path = write_cost_report(folder) if holds_costs(folder) else write_report(folder)
-    # a pipe has no width of its own, and a wrapped table is no table
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table.rich())
-    print(f"report: {path}")
-
-
-def holds_records(folder: Path) -> bool:
-    """Tell whether there is a record of an evaluation below a folder."""
-    return any(folder.glob("**/records/**/*.json"))
-
-
-def holds_costs(folder: Path) -> bool:
-    """Tell whether there are cost records below a folder and nothing of an evaluation, which would come first."""
-    return any(folder.glob("**/costs.json")) and not holds_records(folder)
 
 
 VERBS: dict[str, tuple[Callable[[Session, DictConfig], None], str]] = {
@@ -381,8 +288,8 @@ def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints pages and exits; its errors become our one line
     try:
         _run_hydra(
-            args=args, args_parser=parser, task_function=session.job(VERBS[verb][0]), config_path=CONFIGS,
-            config_name=verb,
+            args=args, args_parser=parser, task_function=session.job(VERBS[verb][0]),
+            config_path=f"pkg://{CONFIGS}", config_name=verb,
         )  # fmt: skip
     finally:
         if full_error is None:
@@ -400,78 +307,6 @@ def refuse_arguments(verb: str, message: str) -> NoReturn:
     raise ValueError(f"{message}; fsr {verb} --help lists what there is")
 
 
-def translate(verb: str, argv: Sequence[str]) -> list[str]:
-    """Spell out the command line's short forms.
-
-    `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
-    `evaluate attack=[X,Y]` replaces the set; `prepare dataset=all` is every dataset in turn; `cost model=X,Y` a table
-    of both; `train resume=DIR` repeats the overrides that DIR was started with, in that directory.
-    """
-    words = []
-    for word in argv:
-        if verb == "train" and word.startswith("attack="):
-            words.append(f"attack@strategy.{'base.' if has_base(argv) else ''}{word}")
-        elif verb == "train" and word.startswith("strategy.base="):
-            words.append("strategy@" + word)
-        elif verb == "prepare" and word == "dataset=all":
-            words.append("all=true")
-        elif verb == "evaluate" and word.startswith("attack="):
-            names = [name.strip() for name in word[len("attack=") :].strip("[]").split(",") if name.strip()]
-            if not names:
-                raise ValueError("attack= names no attack; give one, or a list such as attack=[fgsm,pgd20]")
-            words += ["evaluation=none", *[f"+attack@evaluation.attacks.{name}={name}" for name in names]]
-        elif verb == "cost" and word.startswith(("model=", "defense=")) and "," in word:
-            group, _, names_given = word.partition("=")
-            words.append(f"{group}s=[{names_given.strip('[]')}]")
-        elif verb == "train" and word.startswith("resume=") and word not in ("resume=auto", "resume=never"):
-            words = [*overrides_of(Path(word[len("resume=") :])), *words]
-        else:
-            words.append(quoted_path(word))
-    return words
-
-
-def config_folder() -> Path:
-    """Return where the options of all groups lie, in a checkout and in an installed package alike."""
-    return Path(str(files(CONFIGS.removeprefix("pkg://"))))
-
-
-def has_base(argv: Sequence[str]) -> bool:
-    """Tell whether the chosen strategy stands over another one, whose attack it uses."""
-    names = [word.partition("=")[2] for word in argv if word.startswith("strategy=")]
-    path = config_folder() / "strategy" / f"{names[-1] if names else 'at'}.yaml"
-    defaults = OmegaConf.select(OmegaConf.load(path), "defaults", default=[]) if path.is_file() else []
-    return any("/strategy@base" in entry for entry in defaults if not isinstance(entry, str))
-
-
-def quoted_path(word: str) -> str:
-    """Quote `key=PATH` where PATH is there and Hydra would take its commas and brackets for a sweep or a list."""
-    key, _, value = word.partition("=")
-    plain = value.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum()
-    if plain or not value or value[0] in "'\"[{" or not Path(value).exists():
-        return word
-    return f"{key}={quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    """Return a text as a quoted string of Hydra's grammar."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def overrides_of(run: Path) -> list[str]:
-    """Return what to tell Hydra to continue a run directory.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    stored = run / OVERRIDES  # not Hydra's own, which a refused attempt in the same folder rewrites
-    if not stored.is_file():
-        raise ValueError(f"cannot resume {run}: not a run directory of fsr train (no {stored.name} in it)")
-    # without what told that run not to resume: here it would clear the directory
-    kept = [str(word) for word in OmegaConf.load(stored) if not str(word).lstrip("+").startswith("resume=")]
-    return [*kept, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(run))}"]  # unquoted, a comma would be a sweep
-
-
 def report_arguments(argv: Sequence[str]) -> None:
     """Parse `fsr report FOLDER`, which needs no config."""
     if len(argv) != 1 or argv[0].startswith("-"):
@@ -484,8 +319,6 @@ def report_arguments(argv: Sequence[str]) -> None:
 
 def compare_arguments(argv: Sequence[str]) -> None:
     """Parse `fsr compare RECORD RECORD [out=FOLDER]`, which needs no config."""
-    from rich.console import Console
-
     from fsr_lab.report.page import compare_places
 
     places = [word for word in argv if not word.startswith(("-", "out="))]
@@ -495,9 +328,7 @@ def compare_arguments(argv: Sequence[str]) -> None:
         if argv and argv[0] not in ("-h", "--help"):
             raise ValueError(f"expected two records, or folders that hold them, got {places}")
         return
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    for comparison in compare_places(Path(places[0]), Path(places[1]), out):
-        console.print(comparison.rich())
+    show(*[comparison.rich() for comparison in compare_places(Path(places[0]), Path(places[1]), out)])
     if out is not None:
         print(f"comparison: {out}")
 

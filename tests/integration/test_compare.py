@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_what_cannot_be_compared_is_told_in_one_line(fsr, records, tmp_path):
     assert "expected two records, or folders that hold them" in fsr("compare", records / "last.json").refusal()
     assert "is not a whole evaluation record" in fsr("compare", records / "last.json", __file__).refusal()
     assert "no evaluation record below" in fsr("compare", records / "last.json", tmp_path).refusal()
+    assert "there is no nowhere" in fsr("compare", records / "last.json", "nowhere").refusal()
+    pair = (records / "last.json", records / "best.json")
+    for out in (Path(__file__), Path(__file__) / "in"):
+        line = fsr("compare", *pair, f"out={out}").refusal()
+        assert f"expected out={out} to be a folder, and {__file__} is a file" in line
     other = shutil.copytree(records, tmp_path / "records")
     about = json.loads((other / "last.json").read_text())
     about["threat"]["eps"] = 4 / 255

@@ -114,10 +114,10 @@ def test_early_exit_gives_the_worst_case_for_fewer_passes(fsr, argv, whole, tmp_
         (["shard=2/2"], "expected shard=i/k with i from 0 to k-1"),
         (["shard=half"], "expected shard=i/k"),
         (["trainer.devices=0"], "expected trainer.devices to be a number of at least 1, got 0"),
-        (["trainer.devices=2", "ledger=none"], "shards need a ledger to meet in"),
-        (["shard=0/2", "ledger=none"], "shards need a ledger to meet in"),
+        (["trainer.devices=2", "ledger=none"], "shards meet in a ledger"),
+        (["shard=0/2", "ledger=none"], "shards meet in a ledger"),
         (["early_exit=no"], "expected early_exit to be true or false"),
-        (["keep_images=true", "ledger=none"], "no ledger to keep the images in"),
+        (["keep_images=true", "ledger=none"], "images are kept in one; leave out ledger=none"),
     ],
 )
 def test_what_cannot_work_is_told_in_one_line(fsr, argv, words, message):

@@ -131,3 +131,14 @@ def test_any_attack_can_be_crafted_on_the_surrogate(transferred, other):
     record = transferred("any", "attack=[transfer_ti]", choice, f"surrogate={other}", "threat=linf_16")
     assert "Translation(size=7" in record.settings["transfer_ti"]
     assert record.threat.eps == pytest.approx(16 / 255)
+
+
+def test_a_transfer_inside_another_attack_is_given_its_network_too(transferred, other):
+    config = (
+        "evaluation=none", "+attack@evaluation.attacks.again.attack=transfer_mi",
+        "+evaluation.attacks.again._target_=fsr_lab.attack.restarts.Restarts", "+evaluation.attacks.again.restarts=1",
+    )  # fmt: skip
+    given = (f"surrogate={other}", "threat.eps=32/255")
+    record = transferred("nested", *config, *given)
+    assert re.match(rf"Restarts\(attack=Transfer\(source=<.*{state_hash(weights(other))}>", record.settings["again"])
+    assert same_outcome(record, transferred("plain", "attack=[transfer_mi]", *given))

@@ -85,6 +85,19 @@ WRONG = {
     "no device": (["trainer.devices=0"], ["trainer.devices", "0"]),
     "learning rate": (["optim.lr=-1"], ["learning rate", "-1"]),
     "unknown checkpoint to test": (["test_checkpoints=[lst]"], ["lst", "last"]),
+    "seed that is none": (["seed=null"], ["expected seed to be a whole number of at least 0, got None"]),
+    "negative seed": (["seed=-1"], ["expected seed", "got -1"]),
+    "chunk that is no number": (["chunk=abc"], ["expected chunk to be a whole number of at least 1, got abc"]),
+    "no test samples": (["test_samples=0"], ["expected test_samples to be a whole number of at least 1, got 0"]),
+    "an eps of nothing": (["threat.eps=0"], ["eps is 0", "threat.eps above 0"]),
+    "an eps in levels": (["threat.eps=8"], ["wider than the pixel range", "8/255"]),
+    "early exit that may be": (["early_exit=maybe"], ["expected early_exit to be true or false, got 'maybe'"]),
+    "a file as ledger": ([f"ledger={__file__}"], [f"expected ledger={__file__} to be a folder"]),
+    "images to keep nowhere": (["keep_images=true", "ledger=none"], ["leave out ledger=none"]),
+    "a surrogate's network": (["surrogate_model=tiny_cnn"], ["give +model@surrogate_model=tiny_cnn"]),
+    "weights of an unknown surrogate": (
+        ["evaluation=transfer", f"+surrogate={__file__}"], ["its network; give +model@surrogate_model=NAME"],
+    ),
     "an empty sweep": (["-m", "seed=range(0,0)"], ["no jobs"]),
 }  # fmt: skip
 
@@ -93,6 +106,7 @@ FIRST = (
     "unknown layer", "wrong channel count under a defence", "wrong channel count", "too few outputs for the labels",
     "negative eps", "negative fraction", "eps that is no number", "training batch of one", "unknown option",
     "unknown key", "an argument that the class lacks", "an override that does not parse", "unknown checkpoint to test",
+    "no test samples", "a file as ledger", "weights of an unknown surrogate",
 )  # fmt: skip
 """What the default suite shows; each costs half a second of composing, and the others take the same ways."""
 
@@ -133,6 +147,45 @@ def test_a_wrong_command_gets_one_line(fsr, argv, said):
 def test_evaluation_of_a_run_names_what_is_there(fsr, plain):
     assert "['best', 'last']" in alone(fsr("evaluate", f"run={plain}", "checkpoint=bst"))
     assert "no attack named 'pgd02'" in alone(fsr("evaluate", f"run={plain}", "attack=[fgsm,pgd02]"))
+
+
+EVALUATION = [
+    (["seed=null"], ["expected seed to be a whole number of at least 0, got None"]),
+    (["chunk=abc"], ["expected chunk to be a whole number of at least 1, got abc"]),
+    (["test_samples=1.5"], ["expected test_samples to be a whole number of at least 1, got 1.5"]),
+    (["device=tpu"], ["expected device to be auto or one of ['cpu'", "got tpu"]),
+    (["device=cuda:99"], ["expected device to be auto or one of ['cpu'", "got cuda:99"]),
+    (["surrogate_model=resnet18"], ["give model@surrogate_model=resnet18"]),
+    (["threat.eps=0"], ["eps is 0", "threat.eps above 0"]),
+    ([f"ledger={__file__}/in"], [f"expected ledger={__file__}/in to be a folder, and {__file__} is a file"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), EVALUATION, ids=[words[0].partition("=")[0] for words, _ in EVALUATION])
+def test_a_wrong_setting_of_an_evaluation_gets_one_line_before_anything_is_written(fsr, plain, tmp_path, words, said):
+    line = alone(fsr("evaluate", f"run={plain}", f"hydra.run.dir={tmp_path / 'run'}", *words))
+    assert [text for text in said if text not in line] == [], line
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seed=null", "expected seed to be a whole number of at least 0, got None"),
+        ("samples=abc", "expected samples to be a whole number of at least 1, got abc"),
+        ("threat.eps=0", "eps is 0"),
+        ("device=tpu", "expected device to be auto or one of ['cpu'"),
+        ("explain=1", "no check named '1'"),
+    ],
+)
+def test_a_wrong_word_to_the_doctor_gets_one_line(fsr, plain, word, said):
+    assert said in alone(fsr("doctor", f"run={plain}", word))
+
+
+def test_a_folder_of_weights_is_refused_with_what_it_may_be(fsr, plain):
+    for verb in ("evaluate", "doctor"):
+        line = alone(fsr(verb, f"weights={plain}", "dataset=toy", "model=tiny_cnn"))
+        assert f"{plain} is a folder; give a file of weights in it, or run={plain} if fsr train made it" in line
 
 
 def test_an_attack_outside_the_threat_set_is_refused(fsr, plain):

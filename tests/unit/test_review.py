@@ -142,6 +142,18 @@ def test_what_an_attack_without_gradients_takes_from_its_chain_counts():
     assert "gradient-free" not in found(record({"clean": 900, "square": (300, 900)}, chains={"one": ("square",)}))
 
 
+def test_samples_that_gradient_attacks_never_came_to_do_not_count_as_withstood():
+    chains = {"early": ("square", "pgd20")}  # of the 900, square leaves 550 for pgd20 to see
+    made = {"clean": 900, "square": (550, 900), "pgd20": (540, 550)}
+    assert found(record({**made, "nattack": 545}, chains=chains))["gradient-free"] == ("pass", -0.005)
+    assert found(record({**made, "nattack": 530}, chains=chains))["gradient-free"] == ("fail", 0.01)
+    # nor is it counted against pgd20 that nattack was let down there, too
+    whole = record({**made, "nattack": 530}, chains=chains)
+    outcome = whole.outcome.copy()
+    outcome[whole.attacks.index("nattack"), 600:800] = 1
+    assert found(replace(whole, outcome=outcome))["gradient-free"] == ("fail", 0.01)
+
+
 def test_of_few_samples_one_is_luck():
     assert not_well(record({"clean": 90, "pgd20": 60, "square": 59}, n=100)) == {}
     assert not_well(record({"clean": 90, "pgd20": 60, "pgd100": 61}, n=100)) == {}

@@ -37,6 +37,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(name: str, folder: Path) -> None:
+    """Refuse a place for a folder, which need not be there yet, where a file stands in its way.
+
+    Raises:
+        ValueError: as said; `name` is what the place is called on the command line.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"expected {name}={folder} to be a folder, and {there} is a file; give another place")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     write_atomically(path, lambda stream: stream.write(text.encode()))

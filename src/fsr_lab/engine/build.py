@@ -19,6 +19,7 @@ from fsr_lab.core.cost import Cost
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
+from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import CONFIG, AtomicCheckpointIO, checkpoint_path, load_weights
 from fsr_lab.engine.module import RobustClassifier, total
@@ -43,7 +44,7 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
 
 def build_model(cfg: DictConfig) -> DefendedModel:
     """Build the backbone, from the run's seed, with its defence attached."""
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(whole("seed", cfg.seed))
     backbone = instantiate(_without(cfg.model, (*POINTS, *AROUND)), _convert_="all")
     if cfg.model.get("normalize"):
         Normalize(**OmegaConf.to_container(cfg.model.normalize, resolve=True)).put_on(backbone)  # type: ignore[arg-type]
@@ -138,17 +139,24 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
 
 def build_attacks(cfg: DictConfig, device: torch.device | None = None) -> dict[str, Attack]:
-    """Build the evaluation's attacks by name; a `source` that is a path becomes the network there, on the device."""
+    """Build the evaluation's attacks by name; a `source` that is a path becomes the network there, on the device.
+
+    That goes for an attack inside another one, too.
+    """
     opened = cache(lambda source: build_surrogate(cfg, Path(source)))
-    attacks: dict[str, Attack] = {}
-    for name, node in cfg.evaluation.attacks.items():
-        given = {}
+
+    def built(node: dict[str, Any]) -> Any:
+        parts = {key: part for key, part in node.items() if isinstance(part, dict) and "_target_" in part}
+        given = {key: built(part) for key, part in parts.items()}
         if node.get("source"):
-            network, label = opened(node.source)
-            given = {"source": network.to(device), "label": label}
+            network, label = opened(node["source"])
+            given |= {"source": network.to(device), "label": label}
+        rest = {key: value for key, value in node.items() if key not in given}
         # called, not merged into the node: Hydra would copy a network that it is given
-        attacks[str(name)] = instantiate(_without(node, tuple(given)), _convert_="all", _partial_=True)(**given)
-    return attacks
+        return instantiate(rest, _convert_="all", _partial_=True)(**given)
+
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg.evaluation.attacks, resolve=True))
+    return {name: built(node) for name, node in plain.items()}
 
 
 def build_attack(node: DictConfig) -> Attack:
@@ -245,6 +253,8 @@ def bare_step(
 
 def _bare_network(cfg: DictConfig) -> DictConfig:
     """Return the config of the network that a surrogate's weights are of."""
+    if "surrogate_model" not in cfg:  # fsr train has none: a file of weights is rarely its surrogate
+        raise ValueError("a surrogate that is a file of weights needs its network; give +model@surrogate_model=NAME")
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: plain[key] for key in ("seed", "dataset")}
     return OmegaConf.create(kept | {"model": plain["surrogate_model"], "defense": {"at": None}})

@@ -49,8 +49,10 @@ def read_safely(path: Path) -> Any:
     """Read a checkpoint to the CPU, refusing anything but tensors and plain containers.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds objects that would run code when loaded.
+        ValueError: the file is missing, a folder or damaged, or holds objects that would run code when loaded.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file of weights in it, or run={path} if fsr train made it")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as err:

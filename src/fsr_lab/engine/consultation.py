@@ -9,9 +9,11 @@ import torch
 from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.record import Finding
 from fsr_lab.core.threat import Threat
+from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.run import load_records
 from fsr_lab.evaluation.doctor import examine, left_out, review
+from fsr_lab.evaluation.sanity import check_threat
 from fsr_lab.model.defended import DefendedModel
 
 
@@ -52,7 +54,12 @@ def consult(
         samples: how many test images, from the first.
         device: to compute on.
         run: its run directory; None where the weights came alone.
+
+    Raises:
+        ValueError: no samples, or a threat in which there is nothing to attack.
     """
+    check_threat(threat)
+    whole("samples", samples, 1)
     x, y = next(iter(data.test_batches(device, limit=samples)))
     examined = examine(model.to(device), x, y, threat)
     weights = state_hash(model.state_dict())

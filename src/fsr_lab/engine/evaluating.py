@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from fsr_lab.core.files import check_folder
 from fsr_lab.core.hashing import state_hash
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.core.units import whole
@@ -24,6 +25,7 @@ from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
 from fsr_lab.engine.checkpoints import load_weights
 from fsr_lab.engine.launch import ranks_wanted
+from fsr_lab.evaluation import sanity
 from fsr_lab.evaluation.cell import cell_seed
 from fsr_lab.evaluation.run import CODE, evaluate
 from fsr_lab.model.defended import DefendedModel
@@ -31,6 +33,30 @@ from fsr_lab.modifier.recalibration import recalibrate
 
 EVERYTHING = "worst case"
 """The chain of all attacks that `early_exit=true` makes."""
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse at once what would otherwise fail once the data are read, or a network is trained.
+
+    Raises:
+        ValueError: a setting of the evaluation cannot be what it is.
+    """
+    whole("seed", cfg.seed)
+    whole("chunk", cfg.chunk, 1)
+    if cfg.test_samples is not None:
+        whole("test_samples", cfg.test_samples, 1)
+    whole("recalibrate.batches", OmegaConf.select(cfg, "recalibrate.batches", default=0))
+    for name in ("early_exit", "keep_images"):
+        if not isinstance(cfg[name], bool):
+            raise ValueError(f"expected {name} to be true or false, got {cfg[name]!r}")
+    sanity.check_threat(build.build_threat(cfg))
+    device_of(cfg)
+    in_shards = ranks_wanted(cfg) > 1 or cfg.get("shard") is not None
+    if cfg.ledger in (None, "none"):
+        if in_shards or cfg.keep_images:
+            raise ValueError("shards meet in a ledger, and images are kept in one; leave out ledger=none")
+    elif cfg.ledger != "auto":
+        check_folder("ledger", Path(cfg.ledger))
 
 
 def evaluate_weights(
@@ -46,7 +72,7 @@ def evaluate_weights(
     """Attack a network with the config's evaluation on the config's test images, over `trainer.devices` processes.
 
     Args:
-        cfg: with a network, its data, a threat, an evaluation, and where its ledger lies.
+        cfg: with a network, its data, a threat, an evaluation, and where its ledger lies; passes `check_settings`.
         weights: a checkpoint or a state dict, and which of its averages; None where the network comes with its own.
         data: opened.
         name: what a table calls the network.
@@ -56,7 +82,7 @@ def evaluate_weights(
     """
     model = loaded_network(cfg, weights)
     about = network_digest(cfg)
-    device = best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
+    device = device_of(cfg)
     model = model.to(device)
     if batches := OmegaConf.select(cfg, "recalibrate.batches", default=0):
         recalibrate(model, adversarial_batches(cfg, model, data, batches))
@@ -65,8 +91,6 @@ def evaluate_weights(
     if ledger is not None:
         print(f"ledger: {ledger}", file=sys.stderr, flush=True)
     devices = ranks_wanted(cfg)
-    if ledger is None and (devices > 1 or shard is not None):
-        raise ValueError("shards need a ledger to meet in; leave out ledger=none")
     if devices > 1 and shard is None:
         _evaluate_in_shards(run, weights, devices)
     return evaluate(
@@ -103,7 +127,7 @@ def adversarial_batches(cfg: DictConfig, model: DefendedModel, data: ImageDataMo
     attack = build.build_attack(cfg.recalibrate.attack)
     device = next(model.parameters()).device
     loader = cast(Iterable[tuple[Tensor, Tensor]], data.train_dataloader())
-    for place, (x, y) in enumerate(islice(loader, whole("recalibrate.batches", count))):
+    for place, (x, y) in enumerate(islice(loader, count)):
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(cell_seed(cfg.seed, "recalibrate", place))
             x_adv = attack(model, x.to(device), y.to(device))
@@ -112,9 +136,6 @@ def adversarial_batches(cfg: DictConfig, model: DefendedModel, data: ImageDataMo
 
 def chains(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the evaluation's chains; with `early_exit` one over all attacks."""
-    for name in ("early_exit", "keep_images"):
-        if not isinstance(cfg[name], bool):
-            raise ValueError(f"expected {name} to be true or false, got {cfg[name]!r}")
     if cfg.early_exit and cfg.evaluation.attacks:
         return {EVERYTHING: [str(attack) for attack in cfg.evaluation.attacks]}
     node = cfg.evaluation.get("chains") or {}
@@ -144,11 +165,27 @@ def network_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def device_of(cfg: DictConfig) -> torch.device:
+    """Return the device that a config evaluates on: that of its training, or the one that it names."""
+    return best_device("cpu" if cfg.trainer.get("accelerator") == "cpu" else cfg.get("device", "auto"))
+
+
 def best_device(wanted: str = "auto") -> torch.device:
-    """Return the device to evaluate on: the accelerator if there is one and the choice is left to us."""
+    """Return the device to evaluate on: the accelerator if there is one and the choice is left to us.
+
+    Raises:
+        ValueError: this machine, or this torch, has no such device.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if wanted == "auto":
         return torch.device("cpu") if accelerator is None else accelerator
+    there = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    kind, _, index = str(wanted).partition(":")
+    if kind not in there or (index and not (index.isdecimal() and int(index) < torch.accelerator.device_count())):
+        raise ValueError(
+            f"expected device to be auto or one of {there}, which torch {torch.__version__} finds here, got {wanted}; "
+            "a GPU needs a driver, and a torch build for it"
+        )
     return torch.device(wanted)
 
 

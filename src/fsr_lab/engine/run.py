@@ -22,7 +22,7 @@ from fsr_lab.core.types import Attack
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
 from fsr_lab.engine.checkpoints import CONFIG, ONLINE, WHICH, checkpoint_path, kept_weights, load_weights
-from fsr_lab.engine.evaluating import evaluate_weights
+from fsr_lab.engine.evaluating import check_settings, evaluate_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
 from fsr_lab.engine.profile import StepProfiler
 
@@ -199,10 +199,7 @@ def _status(state: str, cfg: DictConfig) -> dict[str, Any]:
 
 def _check(cfg: DictConfig) -> None:
     """Refuse now what would otherwise fail after the training."""
-    if not isinstance(cfg.seed, int):
-        raise ValueError(f"expected seed to be a whole number, got {cfg.seed}")
-    if cfg.chunk < 1:
-        raise ValueError(f"expected chunk of at least 1 sample, got {cfg.chunk}")
+    check_settings(cfg)
     for which in cfg.test_checkpoints:
         if which not in WHICH:
             raise ValueError(unknown("checkpoint", which, WHICH))

@@ -116,21 +116,30 @@ def _needs_no_gradient(settings: str) -> bool:
 def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | None:
     """Return by how much an attack leaves fewer right than the gradient attacks; None where there is none of these.
 
-    One that was run on all samples is compared with the strongest of them. One that only saw what the attacks before
-    it in a chain had left is ahead by what it takes from these, if none with gradients comes after it there.
+    One that was run on all samples is compared with the strongest of them, single or those of a chain. One that only
+    saw what the attacks before it in a chain had left is ahead by what it takes from these, if none with gradients
+    comes after it there.
     """
     row = record.outcome[record.attacks.index(name)]
     if not (row == NOT_RUN).any():
-        whole = [record.worst_case((attack,)).mean() for attack in led if _is_whole(record, attack)]
-        chained = [
-            record.worst_case((CLEAN, *(attack for attack in chain if attack in led))).mean()
-            for chain in record.chains.values()
-            if set(chain) & set(led)
-        ]
-        return float(min(whole + chained) - (row != WRONG).mean()) if whole or chained else None
+        rivals: list[tuple[str, ...]] = [(attack,) for attack in led if _is_whole(record, attack)]
+        chained = [tuple(attack for attack in chain if attack in led) for chain in record.chains.values()]
+        rivals += [(CLEAN, *attacks) for attacks in chained if attacks]
+        return min((_lead_over(record, name, attacks) for attacks in rivals), default=None)
     before = [(set(chain) & set(led), chain[: chain.index(name)]) for chain in record.chains.values() if name in chain]
     is_last = any(with_gradients and with_gradients <= set(earlier) for with_gradients, earlier in before)
     return float((row == WRONG).mean()) if is_last else None
+
+
+def _lead_over(record: EvaluationRecord, name: str, rivals: tuple[str, ...]) -> float:
+    """Return by how much an attack leaves fewer right than others do together.
+
+    What another attack broke before the others in their chain came to it tells nothing of them, and is left out.
+    """
+    rows = record.outcome[[record.attacks.index(rival) for rival in rivals]]
+    withstood = record.worst_case(rivals)
+    is_known = ~withstood | ~(rows == NOT_RUN).any(axis=0)
+    return float((is_known & withstood).mean() - (is_known & record.worst_case((name,))).mean())
 
 
 def _steps(record: EvaluationRecord) -> Iterator[tuple[str, int]]:

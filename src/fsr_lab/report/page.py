@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsr_lab.core.explain import explanations
-from fsr_lab.core.files import write_text
+from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.report.columns import HEADINGS
 from fsr_lab.report.paired import Comparison, compare
@@ -71,9 +71,11 @@ def compare_places(first: Path, second: Path, out: Path | None = None) -> list[C
     """Compare two records, or the records of two folders that have the same name, and write what was found to `out`.
 
     Raises:
-        ValueError: a place holds no record, several where the other has none of the same name, or the records are not
-            of the same samples.
+        ValueError: a place holds no record, several where the other has none of the same name, the records are not of
+            the same samples, or `out` is no folder.
     """
+    if out is not None:
+        check_folder("out", out)
     left, right = _records_at(first), _records_at(second)
     if len(left) == len(right) == 1:
         pairs = [(left.popitem()[1], right.popitem()[1])]
@@ -94,6 +96,8 @@ def compare_places(first: Path, second: Path, out: Path | None = None) -> list[C
 
 
 def _records_at(place: Path) -> dict[str, EvaluationRecord]:
+    if not place.exists():
+        raise ValueError(f"there is no {place}; give a record's JSON file, or a folder that holds records")
     if place.is_file():
         return {place.stem: EvaluationRecord.load(place)}
     return {path.relative_to(place).as_posix(): record for path, record in find_records(place)}
@@ -162,7 +166,7 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
 
 
 def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> str:
-    lines = ["| model | record | revision | weights | data | crafted in | forwards | seed | machine |",
+    lines = ["| model | record | revision | weights | data | crafted in | forwards | seed | put together on |",
              "|---|---|---|---|---|---|--:|--:|---|"]  # fmt: skip
     for path, record in found:
         about = record.provenance
@@ -174,10 +178,24 @@ def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) ->
             f"{int(record.forwards.sum())} | {about.seed} | {machine} |"
         )
     commands = list(dict.fromkeys(record.provenance.command for _, record in found))
-    versions = dict(found[0][1].provenance.versions)
-    lines += ["", "Commands:", "", *[f"    {command}" for command in commands], ""]
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".\n")
-    return "\n".join(lines)
+    note = (
+        "A record names the revision, the versions and the machine of the process that put it together; what this "
+        "found in a ledger, such as that of shards, may have been attacked elsewhere.\n"
+    )
+    lines += ["", note, "Commands:", "", *[f"    {command}" for command in commands], ""]
+    return "\n".join([*lines, *_versions(folder, found)])
+
+
+def _versions(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> list[str]:
+    """Return the packages' versions, once where all records have the same, else with the records that have each."""
+    holders: dict[str, list[str]] = {}
+    for path, record in found:
+        versions = sorted(record.provenance.versions.items())
+        text = ", ".join(f"{name} {version}" for name, version in versions)
+        holders.setdefault(text, []).append(path.relative_to(folder).with_suffix("").as_posix())
+    if len(holders) == 1:
+        return [f"Versions: {text}.\n" for text in holders]
+    return [f"Versions of {', '.join(records)}: {text}.\n" for text, records in holders.items()]
 
 
 def _read(path: Path) -> str:
