@@ -81,9 +81,9 @@ def check_names(attacks: Mapping[str, Attack], chains: Mapping[str, Asked], limi
         raise ValueError(f"an attack cannot be called {CLEAN!r}: that is attack zero of every record")
     chained = {name for chain in chains.values() for name in chain.own}
     for name, samples in limits.items():
-        whole(f"the limit of {name!r}", samples, 1)
         if name not in attacks:
             raise ValueError(f"limits: {unknown('attack or family of this evaluation', name, attacks)}")
+        whole(f"the limit of {name!r}", samples, 1)
         if name not in chained:
             raise ValueError(
                 f"{name!r} stands in no chain, so that its column is of all samples, and has no limit; put it into one"

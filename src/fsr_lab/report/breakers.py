@@ -13,8 +13,12 @@ NOTE = (
 
 
 def longest_chain(record: EvaluationRecord) -> str | None:
-    """Return the name of the chain of the most attacks, the first of several; None where there is no chain."""
-    return max(record.chains, key=lambda name: len(record.chains[name]), default=None)
+    """Return the chain of the most attacks, rather than the family that it ends with; None where there is no chain."""
+
+    def size(name: str) -> tuple[int, bool]:
+        return len(record.chains[name]), record.order(name).own != (name,)
+
+    return max(record.chains, key=size, default=None)
 
 
 def first_breakers(record: EvaluationRecord, chain: str) -> list[str | None]:

@@ -76,7 +76,7 @@ def columns_of(record: EvaluationRecord) -> list[Column]:
         ensembles = ((ENSEMBLE, PAPER_FOUR), (ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR)))
         columns = [_column(record, heading, attacks) for heading, attacks in ensembles]
         found += [column for column in columns if column.is_known_of(record)]
-    for chain in record.chains:
+    for chain in sorted(record.chains, key=lambda chain: _began(record, chain)):
         before, own = record.order(chain)
         for place, name in enumerate(own, start=1):
             if record.members(name):
@@ -123,6 +123,13 @@ def limits_of(record: EvaluationRecord, column: Column) -> dict[str, int]:
 def limited_name(name: str, samples: int) -> str:
     """Return the name of an attack or family with what it was run on."""
     return f"{named(name)} on at most {samples} of the samples left in each chunk"
+
+
+def _began(record: EvaluationRecord, chain: str) -> tuple[int, int]:
+    """Return what sorts chains in the order of work: a record on disk has them by name."""
+    before, own = record.order(chain)
+    places = [record.attacks.index(attack) for name in own for attack in record.members(name)]
+    return len(before), min(places, default=len(record.attacks))
 
 
 def _column(record: EvaluationRecord, heading: str, asked: tuple[str, ...]) -> Column:
