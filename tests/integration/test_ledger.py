@@ -108,6 +108,20 @@ def test_early_exit_gives_the_worst_case_for_fewer_passes(fsr, argv, whole, tmp_
     assert record.forwards.sum() < exact.forwards.sum()
 
 
+def test_an_evaluation_says_on_what_its_chains_are_run(fsr, argv, tmp_path):
+    words = (
+        "+evaluation.chains={one:[pgd10_train]}", "+evaluation.after={one:[fgsm]}", "+evaluation.limits.pgd10_train=3",
+        "+evaluation.samples=24", f"hydra.run.dir={tmp_path / 'run'}", f"ledger={tmp_path / 'ledger'}",
+    )  # fmt: skip
+    outcome = fsr(*argv, *words)
+    assert outcome.code == 0, outcome.err
+    assert "pgd10_train on at most 3 of the samples left in each chunk; the others" in " ".join(outcome.out.split())
+    record = record_of(tmp_path / "run")
+    assert (len(record), record.chains) == (24, {"one": ("fgsm", "pgd10_train")})
+    left = record.worst_case(("clean", "fgsm")).reshape(2, 12).sum(1)
+    assert (record.outcome[2].reshape(2, 12) >= 0).sum(1).tolist() == np.minimum(left, 3).tolist()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -118,6 +132,13 @@ def test_early_exit_gives_the_worst_case_for_fewer_passes(fsr, argv, whole, tmp_
         (["shard=0/2", "ledger=none"], "shards meet in a ledger"),
         (["early_exit=no"], "expected early_exit to be true or false"),
         (["keep_images=true", "ledger=none"], "images are kept in one; leave out ledger=none"),
+        (["+evaluation.after={all:[fgsm]}"], "after: no chain of this evaluation named 'all'"),
+        (
+            ["+evaluation.chains={one:[fgsm]}", "+evaluation.after={one:[pgd20]}"],
+            "no attack or chain of this evaluation",
+        ),
+        (["+evaluation.limits.pgd20=5"], "limits: no attack or family of this evaluation named 'pgd20'"),
+        (["+evaluation.samples=0"], "expected evaluation.samples to be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_cannot_work_is_told_in_one_line(fsr, argv, words, message):

@@ -339,7 +339,7 @@ def test_without_an_image_there_is_nothing_to_examine(net, data):
 
 
 def test_every_check_is_explained_and_nothing_else():
-    assert list(explanations()) == [*EXAMINATION, *REVIEW, "classes"]
+    assert list(explanations()) == [*EXAMINATION, *REVIEW, "classes", "concerns"]
     for check, paragraph in explanations().items():
         assert paragraph.startswith("Measured: ")
         assert re.search(r"Why(:|\s+and\s+what\s+to\s+do:)", paragraph)

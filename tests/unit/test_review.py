@@ -154,6 +154,19 @@ def test_samples_that_gradient_attacks_never_came_to_do_not_count_as_withstood()
     assert found(replace(whole, outcome=outcome))["gradient-free"] == ("fail", 0.01)
 
 
+def test_a_lead_within_chains_after_chains_is_held_against_those_before_it():
+    whole = {"clean": 900, "fgsm": 600, "pgd20": (550, 900), "square": (530, 550), "pgd100": (500, 530)}
+    chains = {"autoattack": ("pgd20", "square"), "adaptive": ("pgd20", "square", "pgd100")}
+    made = record(whole, chains=chains)
+    assert not_well(made) == {"gradient-free": ("fail", ("pgd20",))}
+    assert found(made)["gradient-free"] == ("fail", 0.02)
+    # what square took before pgd100 saw it is not held against pgd100
+    assert not_well(record({**whole, "nattack": 500}, chains={"adaptive": chains["adaptive"]})) == {}
+    assert found(record({**whole, "nattack": 490}, chains={"adaptive": chains["adaptive"]}))["gradient-free"] == (
+        "fail", 0.01,
+    )  # fmt: skip
+
+
 def test_of_few_samples_one_is_luck():
     assert not_well(record({"clean": 90, "pgd20": 60, "square": 59}, n=100)) == {}
     assert not_well(record({"clean": 90, "pgd20": 60, "pgd100": 61}, n=100)) == {}

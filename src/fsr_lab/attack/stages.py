@@ -20,11 +20,11 @@ class Stages(Composite):
     Of each sample that stage's image is returned on which the deployed model's margin z_y - max other is smallest, the
     latest of equal ones; judging costs one forward for each stage. No sample leaves before the last stage.
 
-    A margin decomposition (Ma et al., 2020, arXiv:2006.13726) is an ascent from a random start on one `MarginTerm`, then
-    one on the `Margin`; the whole attack is a family of two, one for each term. Differs: steps of one size, where those
-    of the released code fall from 2 eps along a cosine, in each stage anew, after a first one that raises z_y.
-    A continuation is an ascent through one route after the other, from soft masks to the deployed one; a refinement is an
-    attack by queries after one by gradients.
+    A margin decomposition (Ma et al., 2020, arXiv:2006.13726) is an ascent from a random start on one `MarginTerm`,
+    then one on the `Margin`; the whole attack is a family of two, one for each term. Differs: one schedule of steps,
+    where those of the released code fall from 2 eps along a cosine, in each stage anew, after a first one that raises
+    z_y. A continuation is an ascent through one route after the other, from soft masks to the deployed one; a
+    refinement is an attack by queries after one by gradients.
 
     Attributes:
         attacks: in order; of a mapping, which configs compose more easily, the values.

@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
     Attributes:
         check: which check it was.
-        verdict: "pass", "warn" or "fail".
+        verdict: "pass", "warn" or "fail"; "skip" of what was left out, which doubts no number.
         value: the number that the verdict rests on.
         text: what that number is and what it means, in one line.
         attacks: whose numbers it touches; none named is every number of the record.
@@ -44,6 +44,18 @@ class Finding(NamedTuple):
     value: float
     text: str
     attacks: tuple[str, ...] = ()
+
+
+class Asked(NamedTuple):
+    """A chain as it was asked for: families by their names, and what was left out as not concerning the network.
+
+    Attributes:
+        before: what had been run when the chain began.
+        own: what the chain itself runs.
+    """
+
+    before: tuple[str, ...]
+    own: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,9 +74,13 @@ class EvaluationRecord:
         threat: norm and eps.
         precision: how the attacks crafted; the judge is always float32.
         chunk: samples per cell, the unit of randomness.
-        settings: {attack: all its parameters, as text}.
-        chains: {name: attacks}, each run on the samples only that were right unattacked and withstood the chain's
-            attacks before it: AutoAttack is one. Its accuracy is `worst_case` of "clean" and its attacks.
+        settings: {attack: all its parameters, as text}, of those too that were left out.
+        chains: {name: attacks}, what went before the chain and then its own, each of these run on the samples only that
+            were right unattacked and withstood the attacks before it: AutoAttack is one, and so is a family, whose
+            attacks are "FAMILY/NAME". Its accuracy is `worst_case` of "clean" and its attacks.
+        asked: {chain: how it was asked for}; of a chain that is not here, all attacks are its own.
+        limits: {attack or family: on how many samples, the first of those that were left in a chunk, it was run at
+            most}. The others withstood it unseen.
         findings: verdicts of the sanity checks.
         provenance: where the numbers come from.
         name: what is evaluated, as a table shows it.
@@ -86,6 +102,8 @@ class EvaluationRecord:
     provenance: Provenance
     name: str = ""
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.attacks or self.attacks[0] != CLEAN:
@@ -102,6 +120,14 @@ class EvaluationRecord:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def order(self, chain: str) -> Asked:
+        """Return what a chain was asked to run, and after what."""
+        return self.asked.get(chain, Asked((), self.chains[chain]))
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """Return the attacks of this record that are one asked for, or a family's; none if it was left out."""
+        return tuple(attack for attack in self.attacks if attack == name or attack.startswith(f"{name}/"))
 
     def correct(self, attack: str) -> NDArray[np.bool_]:
         """Return (N,) whether each sample withstood one attack.
@@ -136,7 +162,7 @@ class EvaluationRecord:
         if not records:
             raise ValueError("no record to merge")
         first = records[0]
-        for what in ("attacks", "chains", "chunk", "precision", "settings", "threat"):
+        for what in ("asked", "attacks", "chains", "chunk", "limits", "precision", "settings", "threat"):
             for record in records:
                 if getattr(record, what) != getattr(first, what):
                     raise ValueError(f"these records are not shards of one evaluation: their {what} differ")
@@ -180,15 +206,18 @@ class EvaluationRecord:
                 precision=header["precision"], chunk=header["chunk"], settings=header["settings"],
                 provenance=Provenance(**header["provenance"]),
                 findings=tuple(Finding(*about[:4], *map(tuple, about[4:])) for about in header["findings"]),
-                chains={name: tuple(chain) for name, chain in header.get("chains", {}).items()}, **arrays,
+                chains={name: tuple(chain) for name, chain in header.get("chains", {}).items()},
+                asked={name: Asked(*map(tuple, both)) for name, both in header.get("asked", {}).items()},
+                limits=header.get("limits", {}), **arrays,
             )  # fmt: skip
         except DAMAGES as err:
             raise ValueError(f"{path} is not a whole evaluation record ({err}); evaluate again") from err
 
     def _header(self) -> dict[str, Any]:
         return {
-            "attacks": self.attacks, "chains": dict(self.chains), "chunk": self.chunk, "findings": self.findings,
-            "name": self.name, "precision": self.precision, "provenance": self.provenance.as_dict(),
+            "asked": dict(self.asked), "attacks": self.attacks, "chains": dict(self.chains), "chunk": self.chunk,
+            "findings": self.findings, "limits": dict(self.limits), "name": self.name, "precision": self.precision,
+            "provenance": self.provenance.as_dict(),
             "samples": len(self), "settings": dict(self.settings),
             "threat": {"eps": self.threat.eps, "norm": self.threat.norm},
         }  # fmt: skip

@@ -21,7 +21,7 @@ class Consultation(NamedTuple):
     """What the doctor found.
 
     Attributes:
-        findings: of the network by its name, and of each of its records.
+        findings: of the network by its name, and of each of its records, which also tells what was left out.
         left_out: checks of the network that were not run.
     """
 
@@ -65,7 +65,7 @@ def consult(
     weights = state_hash(model.state_dict())
     records = [] if run is None else load_records(run)
     reviewed = {
-        f"record of {record.name}": review(record)
+        f"record of {record.name}": (*review(record), *(each for each in record.findings if each.verdict == "skip"))
         for record in records
         if record.provenance.hashes.get("weights") == weights
     }

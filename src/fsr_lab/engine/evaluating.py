@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -95,11 +95,13 @@ def evaluate_weights(
         _evaluate_in_shards(run, weights, devices)
     return evaluate(
         model,
-        data.test_batches(device, limit=cfg.test_samples),
+        data.test_batches(device, limit=samples(cfg)),
         build.build_attacks(cfg, device),
         threat=build.build_threat(cfg),
         seed=cfg.seed,
         chains=chains(cfg),
+        after=after(cfg),
+        limits=_plain(cfg, "limits"),
         ledger=ledger,
         shard=shard or (0, 1),
         chunk=cfg.chunk,
@@ -138,8 +140,23 @@ def chains(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the evaluation's chains; with `early_exit` one over all attacks."""
     if cfg.early_exit and cfg.evaluation.attacks:
         return {EVERYTHING: [str(attack) for attack in cfg.evaluation.attacks]}
-    node = cfg.evaluation.get("chains") or {}
-    return cast(dict[str, list[str]], OmegaConf.to_container(OmegaConf.create(node), resolve=True))
+    return _plain(cfg, "chains")
+
+
+def after(cfg: DictConfig) -> dict[str, list[str]]:
+    """Return what the evaluation's chains wait for; with `early_exit` there is one chain, which waits for nothing."""
+    return {} if cfg.early_exit else _plain(cfg, "after")
+
+
+def samples(cfg: DictConfig) -> int | None:
+    """Return how many test images, from the first: the evaluation's `samples` or `test_samples`, the smaller."""
+    given = {"test_samples": cfg.test_samples, "evaluation.samples": cfg.evaluation.get("samples")}
+    return min((whole(name, count, 1) for name, count in given.items() if count is not None), default=None)
+
+
+def _plain(cfg: DictConfig, key: str) -> dict[str, Any]:
+    node = cfg.evaluation.get(key) or {}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(node), resolve=True))
 
 
 def ledger_folder(cfg: DictConfig, model: DefendedModel, data: ImageDataModule) -> Path | None:
@@ -154,7 +171,7 @@ def ledger_folder(cfg: DictConfig, model: DefendedModel, data: ImageDataModule) 
         return Path(cfg.ledger)
     about = (
         network_digest(cfg), str(build.build_threat(cfg)), state_hash(model.state_dict()), data.data_hash,
-        cfg.test_samples, cfg.seed, cfg.chunk, CODE, torch.__version__,
+        samples(cfg), cfg.seed, cfg.chunk, CODE, torch.__version__,
     )  # fmt: skip
     return Path(cfg.paths.ledgers) / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 

@@ -9,9 +9,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fsr_lab.core.record import CLEAN, Finding
+from fsr_lab.core.record import CLEAN, Asked, Finding
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import Attack, Classifier, FitsClasses, SharesPath
+from fsr_lab.core.units import whole
+
+
+class Limit(NamedTuple):
+    """An attack that is run on some samples of each chunk only.
+
+    Attributes:
+        samples: at most so many, the first of those that are left.
+        after: attacks whose victims are not left: those before the attack or, of a family, before its first.
+    """
+
+    samples: int
+    after: tuple[str, ...]
 
 
 class Work(NamedTuple):
@@ -20,36 +33,61 @@ class Work(NamedTuple):
     Attributes:
         attacks: names; of several, the last does the work and the others take their part of it.
         after: attacks whose victims are left out.
+        limit: which of those that are left are attacked; None is all.
     """
 
     attacks: tuple[str, ...]
     after: tuple[str, ...] = ()
+    limit: Limit | None = None
 
 
-def plan(attacks: Mapping[str, Attack], chains: Mapping[str, Sequence[str]], *, may_share: bool) -> list[Work]:
+def plan(
+    attacks: Mapping[str, Attack],
+    chains: Mapping[str, Asked],
+    members: Mapping[str, Sequence[str]],
+    *,
+    limits: Mapping[str, int],
+    may_share: bool,
+) -> list[Work]:
     """Return the works in an order in which each finds what it needs, the clean images first.
 
     Args:
-        attacks: by name, without "clean".
-        chains: {name: attacks in order}.
+        attacks: what is run, by name.
+        chains: by name, each after those that it waits for; see `ordered`.
+        members: of each name in a chain, what is run.
+        limits: {attack or family in a chain: on how many samples of a chunk it is run at most}.
         may_share: run attacks that share a path once. Right for networks that give the same logits twice.
+    """
+    chained = {each for chain in chains.values() for name in chain.own for each in members[name]}
+    free = [name for name in attacks if name not in chained]
+    works = [Work((CLEAN,)), *(_shared(attacks, free) if may_share else [Work((name,)) for name in free])]
+    for before, own in chains.values():
+        after = (CLEAN, *(each for name in before for each in members[name]))
+        for name in own:
+            limit = Limit(limits[name], after) if name in limits else None
+            for each in members[name]:
+                works.append(Work((each,), after, limit))
+                after = (*after, each)
+    return works
+
+
+def check_names(attacks: Mapping[str, Attack], chains: Mapping[str, Asked], limits: Mapping[str, int]) -> None:
+    """Refuse what a plan cannot be made of.
 
     Raises:
-        ValueError: a chain names no attack, an attack is called "clean" or stands in two chains.
+        ValueError: an attack is called "clean"; a limit below 1, of no attack, or of one that stands in no chain.
     """
     if CLEAN in attacks:
         raise ValueError(f"an attack cannot be called {CLEAN!r}: that is attack zero of every record")
-    chained = [name for chain in chains.values() for name in chain]
-    for name in chained:
+    chained = {name for chain in chains.values() for name in chain.own}
+    for name, samples in limits.items():
         if name not in attacks:
-            raise ValueError(unknown("attack of this evaluation", name, attacks))
-        if chained.count(name) > 1:
-            raise ValueError(f"{name!r} stands in two chains; give it a second name for the second one")
-    free = [name for name in attacks if name not in chained]
-    works = [Work((CLEAN,)), *(_shared(attacks, free) if may_share else [Work((name,)) for name in free])]
-    for chain in chains.values():
-        works += [Work((name,), (CLEAN, *chain[:place])) for place, name in enumerate(chain)]
-    return works
+            raise ValueError(f"limits: {unknown('attack or family of this evaluation', name, attacks)}")
+        whole(f"the limit of {name!r}", samples, 1)
+        if name not in chained:
+            raise ValueError(
+                f"{name!r} stands in no chain, so that its column is of all samples, and has no limit; put it into one"
+            )
 
 
 def fitted(attacks: Mapping[str, Attack], num_classes: int) -> tuple[dict[str, Attack], tuple[Finding, ...]]:
@@ -71,8 +109,8 @@ def settings(attack: Attack) -> str:
 def columns(attacks: Mapping[str, Attack], works: Sequence[Work]) -> dict[str, str]:
     """Return a ledger's column of each attack: its name, and a digest of what decides its cells.
 
-    That is its settings, its source where that is not ours, what went before it in a chain, and the longer attack that
-    it is run with, whose cells hold the passes.
+    That is its settings, its source where that is not ours, what went before it in a chain, the longer attack that it
+    is run with, whose cells hold the passes, and the limit of its samples.
 
     Raises:
         ValueError: an attack does not tell its settings.
@@ -83,6 +121,8 @@ def columns(attacks: Mapping[str, Attack], works: Sequence[Work]) -> dict[str, s
         for name in work.attacks:
             parts = [_identity(name, attacks[name]), *(found[before] for before in work.after)]
             parts += [settings(attacks[longest])] * (name != longest)
+            if work.limit is not None:
+                parts += [f"at most {work.limit.samples}", *(found[before] for before in work.limit.after)]
             found[name] = f"{name} {hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:10]}"
     return found
 

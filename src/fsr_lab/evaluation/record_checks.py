@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord, Finding
 from fsr_lab.evaluation.sanity import NORM_SLACK
@@ -44,11 +45,12 @@ def gradient_free(record: EvaluationRecord) -> Finding | None:
     leads = {name: lead for name in ours if name in free and (lead := _lead(record, name, led)) is not None}
     if not leads:
         return None
-    best = max(leads, key=leads.__getitem__)
-    said = f"{best}, which needs no gradient, is ahead of the gradient attacks by {_points(leads[best])}"
-    if _exceeds(leads[best], POINTS, record):
-        return Finding("gradient-free", "fail", leads[best], f"{said}: gradients mislead or they are too weak", led)
-    return Finding("gradient-free", "pass", leads[best], said)
+    best = max(leads, key=lambda name: leads[name].points)
+    points, behind = leads[best]
+    said = f"{best}, which needs no gradient, is ahead of the gradient attacks by {_points(points)}"
+    if _exceeds(points, POINTS, record):
+        return Finding("gradient-free", "fail", points, f"{said}: gradients mislead or they are too weak", behind)
+    return Finding("gradient-free", "pass", points, said)
 
 
 def more_steps(record: EvaluationRecord) -> Finding | None:
@@ -113,8 +115,15 @@ def _needs_no_gradient(settings: str) -> bool:
     return is_free and BY_GRADIENTS.search(rest) is None
 
 
-def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | None:
-    """Return by how much an attack leaves fewer right than the gradient attacks; None where there is none of these.
+class _Lead(NamedTuple):
+    """By how much an attack leaves fewer right than the gradient attacks `behind` it."""
+
+    points: float
+    behind: tuple[str, ...]
+
+
+def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> _Lead | None:
+    """Return an attack's lead over those with gradients; None where there is none of these to compare with.
 
     One that was run on all samples is compared with the strongest of them, single or those of a chain. One that only
     saw what the attacks before it in a chain had left is ahead by what it takes from these, if none with gradients
@@ -125,10 +134,18 @@ def _lead(record: EvaluationRecord, name: str, led: tuple[str, ...]) -> float | 
         rivals: list[tuple[str, ...]] = [(attack,) for attack in led if _is_whole(record, attack)]
         chained = [tuple(attack for attack in chain if attack in led) for chain in record.chains.values()]
         rivals += [(CLEAN, *attacks) for attacks in chained if attacks]
-        return min((_lead_over(record, name, attacks) for attacks in rivals), default=None)
-    before = [(set(chain) & set(led), chain[: chain.index(name)]) for chain in record.chains.values() if name in chain]
-    is_last = any(with_gradients and with_gradients <= set(earlier) for with_gradients, earlier in before)
-    return float((row == WRONG).mean()) if is_last else None
+        return _Lead(min(_lead_over(record, name, attacks) for attacks in rivals), led) if rivals else None
+    before = [chain[: chain.index(name)] for chain in record.chains.values() if _comes_last(name, chain, led)]
+    if not before:
+        return None
+    behind = tuple(attack for attack in max(before, key=len) if attack in led)
+    return _Lead(float((row == WRONG).mean()), behind)
+
+
+def _comes_last(name: str, chain: tuple[str, ...], led: tuple[str, ...]) -> bool:
+    """Tell whether an attack stands in a chain behind all of its attacks with gradients, of which there are some."""
+    with_gradients = [place for place, attack in enumerate(chain) if attack in led]
+    return name in chain and bool(with_gradients) and max(with_gradients) < chain.index(name)
 
 
 def _lead_over(record: EvaluationRecord, name: str, rivals: tuple[str, ...]) -> float:

@@ -1,28 +1,32 @@
 """An evaluation: every attack on every sample, judged on the deployed model, kept sample by sample."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fsr_lab.attack.family import Family
 from fsr_lab.callback.progress import track
 from fsr_lab.core.crafting import Policy, crafting, judging
 from fsr_lab.core.hashing import source_hash, state_hash
 from fsr_lab.core.provenance import Provenance
-from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord
+from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, Asked, EvaluationRecord
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Classifier
 from fsr_lab.evaluation import sanity
 from fsr_lab.evaluation.cell import Cell, cell_seed, run_cells
+from fsr_lab.evaluation.chains import ordered, with_families
+from fsr_lab.evaluation.concern import concerned
 from fsr_lab.evaluation.counting import Counted
 from fsr_lab.evaluation.doctor import examine, review
 from fsr_lab.evaluation.ledger import Ledger
-from fsr_lab.evaluation.plan import columns, fitted, plan, settings, untouched
+from fsr_lab.evaluation.plan import Work, check_names, columns, fitted, plan, settings, untouched
 
 CODE = source_hash("attack", "core", "defense", "evaluation", "model")
 """Of the source that decides what a cell holds, as it was when it was imported: other code has another ledger."""
@@ -38,6 +42,8 @@ def evaluate(
     threat: Threat,
     seed: int,
     chains: Mapping[str, Sequence[str]] | None = None,
+    after: Mapping[str, Sequence[str]] | None = None,
+    limits: Mapping[str, int] | None = None,
     ledger: Path | None = None,
     shard: tuple[int, int] = (0, 1),
     chunk: int = 500,
@@ -58,11 +64,14 @@ def evaluate(
     Args:
         model: maps images in [0, 1] to logits; any callable.
         batches: (x, y) pairs: x (N, C, H, W) float in [0, 1], y (N,) int64. Cut anew into cells of `chunk`.
-        attacks: by name; "clean" is taken.
+        attacks: by name; "clean" is taken. A `Family` is a chain of its name, its attacks "FAMILY/NAME". What has
+            nothing to attack in the network is left out, as a finding and a line on standard error say.
         threat: what each attack's result is measured against.
         seed: of the attacks' draws.
         chains: {name: attacks in order}: each is run only on the samples that are right unattacked and withstood the
             chain's attacks before it, as AutoAttack's are. An attack in no chain is run on every sample.
+        after: {chain: attacks and chains whose victims, and the victims of those that they were after, it leaves out}.
+        limits: {attack or family in a chain: on how many of the samples left in a chunk, the first, it is run at most}.
         ledger: a folder that keeps every cell as soon as it is known: the same evaluation continues there after any
             kill, and is read back where nothing is missing. None keeps nothing.
         shard: (i, k): do every k-th chunk only, from the i-th on; the record holds their samples. Shards may share a
@@ -78,8 +87,8 @@ def evaluate(
 
     Raises:
         ValueError: images or labels out of range, an eps of 0 or beyond the pixel range, a model that returns no
-            finite logits, an attack that leaves the threat set, no sample at all, a chain that names no attack, a
-            ledger of another evaluation.
+            finite logits, an attack that leaves the threat set, no sample at all, names in `chains`, `after` or
+            `limits` that are not there or wait for each other, a ledger of another evaluation.
         TypeError: a model that returns something other than one tensor.
         OSError: the ledger cannot be written; what it held before is whole.
     """
@@ -92,12 +101,20 @@ def evaluate(
     if keep_images and ledger is None:
         raise ValueError("there is no ledger to keep the images in; give ledger=FOLDER")
     mine = _own_chunks(len(chunks), shard)
+    families = {name for name, attack in attacks.items() if isinstance(attack, Family)}
+    orders, limits = ordered(chains or {}, after or {}, attacks, families), limits or {}
+    check_names(attacks, orders, limits)
     counted = Counted(model)
     num_classes, is_deterministic = _probed(counted, chunks[0][0][:8])
     for _, y in chunks:
         sanity.check_labels(y, num_classes)
-    attacks, findings = fitted(attacks, num_classes)
-    works = plan(attacks, chains or {}, may_share=is_deterministic)
+    attacks, left_out, members, skipped = concerned(counted, chunks[0][0][:8], attacks)
+    attacks, replaced = fitted(attacks, num_classes)
+    findings = (*skipped, *replaced)
+    if shard[0] == 0:
+        for finding in skipped:
+            print(finding.text, file=sys.stderr, flush=True)
+    works = plan(attacks, orders, members, limits=limits, may_share=is_deterministic)
     doctor = doctor and bool(attacks)  # clean accuracy alone is no robustness
     if doctor:
         few = chunks[: -(-EXAMINED // chunk)]
@@ -122,7 +139,7 @@ def evaluate(
     for work in works:
         last = work.attacks[-1]
         for index in track(mine, ", ".join(work.attacks), total=len(mine)):
-            settled = _settled(book, [column[name] for name in work.after], index)
+            settled = _settled(book, work, column, index)
             cells = [book.find(column[attack], index, with_images=keep_images) for attack in work.attacks]
             if all(_is_of(cell, settled) for cell in cells):
                 continue
@@ -139,11 +156,12 @@ def evaluate(
         threat=threat,
         precision=", ".join(sorted({str(policy) for policy in policies})) or "float32",
         chunk=chunk,
-        settings={attack_name: settings(attack) for attack_name, attack in attacks.items()},
+        settings={attack_name: settings(attack) for attack_name, attack in (attacks | left_out).items()},
         findings=findings,
         provenance=provenance,
         name=name,
-        chains={chain: tuple(members) for chain, members in (chains or {}).items()},
+        **_chains(with_families(orders, families), members),
+        limits={attack_name: limit for attack_name, limit in limits.items() if members[attack_name]},
     )
     return replace(record, findings=(*findings, *review(record))) if doctor else record
 
@@ -163,12 +181,33 @@ def _facts(cells: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _settled(book: Ledger, before: Sequence[str], index: int) -> NDArray[np.bool_] | None:
-    """Return (n,) which samples of a chunk the attacks before have got wrong; None where there were no attacks."""
-    if not before:
+def _chains(orders: Mapping[str, Asked], members: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a record's chains; one of which nothing concerns the network is none."""
+    run = {
+        name: tuple(each for part in order for unit in part for each in members[unit]) for name, order in orders.items()
+    }
+    kept = [
+        name for name, order in orders.items() if not order.own or any(members[unit] for unit in order.own)
+    ]  # fmt: skip
+    return {"chains": {name: run[name] for name in kept}, "asked": {name: orders[name] for name in kept}}
+
+
+def _settled(book: Ledger, work: Work, column: Mapping[str, str], index: int) -> NDArray[np.bool_] | None:
+    """Return (n,) which samples of a chunk a work leaves out; None where it attacks every one."""
+    settled = _broken(book, [column[name] for name in work.after], index)
+    if settled is None or work.limit is None:
+        return settled
+    left = ~cast(NDArray[np.bool_], _broken(book, [column[name] for name in work.limit.after], index))
+    beyond: NDArray[np.bool_] = left.cumsum() > work.limit.samples
+    return settled | beyond
+
+
+def _broken(book: Ledger, columns: Sequence[str], index: int) -> NDArray[np.bool_] | None:
+    """Return (n,) which samples of a chunk these have got wrong; None where there are none of these."""
+    if not columns:
         return None
-    settled: NDArray[np.bool_] = (np.stack([book.cell(column, index).outcome for column in before]) == WRONG).any(0)
-    return settled
+    broken: NDArray[np.bool_] = (np.stack([book.cell(column, index).outcome for column in columns]) == WRONG).any(0)
+    return broken
 
 
 def _probed(model: Classifier, x: Tensor) -> tuple[int, bool]:

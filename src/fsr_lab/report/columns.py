@@ -1,6 +1,7 @@
 """The columns of a robustness table: which attacks each rests on, and what a record says in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fsr_lab.core.record import CLEAN, NOT_RUN, PAPER_FOUR, WRONG, EvaluationRecord
@@ -13,9 +14,10 @@ HEADINGS = {
     "ti_fgsm": "TI-FGSM", "di_fgsm": "DI-FGSM", "transfer_ti": "TI-FGSM transfer", "transfer_di": "DI-FGSM transfer",
     "transfer_mi": "MI-FGSM transfer", "pgd50_rs10": "PGD-50 ×10", "pgd1000": "PGD-1000 ×10",
     "mt_margin100": "MT margin", "autoattack": "AutoAttack", "autoattack_rand": "AutoAttack rand",
-    "worst case": "Worst case",
+    "worst case": "Worst case", "adaptive": "Adaptive worst case",
+    **{f"a{number}": f"A{number}" for number in range(1, 11)},
 }  # fmt: skip
-"""How a table calls attacks and chains; another is called by its own name."""
+"""How a table calls attacks, families and chains; another is called by its own name."""
 ENSEMBLE, ENSEMBLE_AND_CLEAN = "Ensemble", "Ensemble ∧ clean"
 DAGGER = "†"
 
@@ -43,16 +45,19 @@ class Value(NamedTuple):
         return DAGGER if self.is_doubtful else ""
 
 
-class Column(NamedTuple):
-    """One column.
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column; the same in two records where it was asked for alike, whichever attacks then concerned the networks.
 
     Attributes:
         heading: what stands over it.
-        attacks: a sample counts where it withstood all of these.
+        asked: the attacks and families that it rests on.
+        attacks: these in the record: a sample counts where it withstood all of them.
     """
 
     heading: str
-    attacks: tuple[str, ...]
+    asked: tuple[str, ...]
+    attacks: tuple[str, ...] = field(compare=False)
 
     def is_known_of(self, record: EvaluationRecord) -> bool:
         """Tell whether each of a record's samples lost to one of the attacks or was attacked by all of them."""
@@ -60,21 +65,30 @@ class Column(NamedTuple):
         return not ((outcome == NOT_RUN).any(axis=0) & ~(outcome == WRONG).any(axis=0)).any()
 
 
-def columns_of(record: EvaluationRecord) -> Iterator[Column]:
-    """Yield a record's columns: Natural, the attacks, both Ensembles, and each chain, member by member and whole."""
-    chained = {attack for chain in record.chains.values() for attack in chain}
-    for attack in record.attacks:
-        if attack not in chained:
-            yield Column(HEADINGS.get(attack, attack), (attack,))
+def columns_of(record: EvaluationRecord) -> list[Column]:
+    """Return a record's columns: Natural, the attacks, both Ensembles, and each chain, part by part and whole.
+
+    A family is one part of a chain, whatever the number of its attacks.
+    """
+    chained = {attack for chain in record.chains for name in record.order(chain).own for attack in record.members(name)}
+    found = [_column(record, named(attack), (attack,)) for attack in record.attacks if attack not in chained]
     if set(PAPER_FOUR) <= set(record.attacks):
-        for heading, attacks in ((ENSEMBLE, PAPER_FOUR), (ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR))):
-            column = Column(heading, attacks)
-            if column.is_known_of(record):
-                yield column
-    for name, chain in record.chains.items():
-        for place, attack in enumerate(chain):
-            yield Column(f"+{HEADINGS.get(attack, attack)}", (CLEAN, *chain[: place + 1]))
-        yield Column(HEADINGS.get(name, name), (CLEAN, *chain))
+        ensembles = ((ENSEMBLE, PAPER_FOUR), (ENSEMBLE_AND_CLEAN, (CLEAN, *PAPER_FOUR)))
+        columns = [_column(record, heading, attacks) for heading, attacks in ensembles]
+        found += [column for column in columns if column.is_known_of(record)]
+    for chain in sorted(record.chains, key=lambda chain: _began(record, chain)):
+        before, own = record.order(chain)
+        for place, name in enumerate(own, start=1):
+            if record.members(name):
+                found.append(_column(record, f"+{named(name)}", (CLEAN, *before, *own[:place])))
+        if own != (chain,):
+            found.append(_column(record, named(chain), (CLEAN, *before, *own)))
+    return list(dict.fromkeys(found))  # a family within a chain is a part of it, and a chain too
+
+
+def named(name: str) -> str:
+    """Return what a table calls an attack, a family or a chain."""
+    return HEADINGS.get(name, name)
 
 
 def united(records: Sequence[EvaluationRecord]) -> tuple[Column, ...]:
@@ -85,17 +99,45 @@ def united(records: Sequence[EvaluationRecord]) -> tuple[Column, ...]:
 
 def value(record: EvaluationRecord, column: Column) -> Value | None:
     """Return what a record says in a column, or None where it says nothing."""
-    if column not in set(columns_of(record)):
+    own = own_column(record, column)
+    if own is None:
         return None
-    correct, n = int(record.worst_case(column.attacks).sum()), len(record)
+    correct, n = int(record.worst_case(own.attacks).sum()), len(record)
     touched = any(
-        finding.verdict == "fail" and (not finding.attacks or set(finding.attacks) & set(column.attacks))
+        finding.verdict == "fail" and (not finding.attacks or set(finding.attacks) & set(own.attacks))
         for finding in record.findings
     )
     return Value(correct, n, wilson(correct, n), touched)
 
 
+def own_column(record: EvaluationRecord, column: Column) -> Column | None:
+    """Return a column with the attacks that it rests on in a record, or None where the record does not have it."""
+    return next((own for own in columns_of(record) if own == column), None)
+
+
+def limits_of(record: EvaluationRecord, column: Column) -> dict[str, int]:
+    """Return the limits of the attacks and families that a column rests on."""
+    return {name: limit for name, limit in record.limits.items() if name in column.asked}
+
+
+def limited_name(name: str, samples: int) -> str:
+    """Return the name of an attack or family with what it was run on."""
+    return f"{named(name)} on at most {samples} of the samples left in each chunk"
+
+
+def _began(record: EvaluationRecord, chain: str) -> tuple[int, int]:
+    """Return what sorts chains in the order of work: a record on disk has them by name."""
+    before, own = record.order(chain)
+    places = [record.attacks.index(attack) for name in own for attack in record.members(name)]
+    return len(before), min(places, default=len(record.attacks))
+
+
+def _column(record: EvaluationRecord, heading: str, asked: tuple[str, ...]) -> Column:
+    attacks = tuple(attack for name in asked for attack in record.members(name))
+    return Column(heading=heading, asked=asked, attacks=attacks)
+
+
 def _rank(column: Column) -> int:
     if column.heading in (ENSEMBLE, ENSEMBLE_AND_CLEAN):
         return 1 + (column.heading == ENSEMBLE_AND_CLEAN)
-    return 0 if len(column.attacks) == 1 else 3
+    return 0 if len(column.asked) == 1 else 3

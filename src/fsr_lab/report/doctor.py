@@ -10,11 +10,11 @@ from rich.text import Text
 from fsr_lab.core.explain import explanation
 from fsr_lab.core.record import Finding
 
-STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
 def diagnosis(findings: Mapping[str, Sequence[Finding]], left_out: Sequence[str] = ()) -> Group:
-    """Return a table of findings, then the paragraph of each check that warns or fails.
+    """Return a table of findings, then the paragraph of each check that warns, fails or left something out.
 
     Args:
         findings: by what was looked at: the network, each record.

@@ -10,7 +10,8 @@ from typing import Any
 from fsr_lab.core.explain import explanations
 from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
-from fsr_lab.report.columns import HEADINGS
+from fsr_lab.report.breakers import breakers, first_breakers, longest_chain
+from fsr_lab.report.columns import named
 from fsr_lab.report.paired import Comparison, compare
 from fsr_lab.report.table import Table, accuracy_table
 
@@ -42,6 +43,7 @@ def write_report(folder: Path) -> tuple[Table, Path]:
         *([notes] if notes else []),
         "## Robust accuracy\n",
         table.markdown(),
+        *(["## What broke each sample\n", broken] if (broken := breakers(records)) else []),
         "## Findings\n",
         _findings(records),
         "## Cost\n",
@@ -104,20 +106,24 @@ def _records_at(place: Path) -> dict[str, EvaluationRecord]:
 
 
 def _findings(records: Sequence[EvaluationRecord]) -> str:
-    """Return what the checks of each record found, and an explanation of every check that did not pass."""
+    """Return what each record's checks found and what was not run, and an explanation of all that is no pass."""
     lines, told = [], set()
     for record in records:
-        doubts = [finding for finding in record.findings if finding.verdict != "pass"]
-        if not record.findings:
+        skipped = [finding for finding in record.findings if finding.verdict == "skip"]
+        checks = [finding for finding in record.findings if finding.verdict != "skip"]
+        doubts = [finding for finding in checks if finding.verdict != "pass"]
+        if not checks:
             lines.append(f"{record.name}: no checks were made.\n")
         elif not doubts:
-            lines.append(f"{record.name}: all {len(record.findings)} checks passed.\n")
+            lines.append(f"{record.name}: all {len(checks)} checks passed.\n")
         else:
-            lines += [f"{record.name}, {len(doubts)} of {len(record.findings)} checks:\n",
+            lines += [f"{record.name}, {len(doubts)} of {len(checks)} checks:\n",
                       "| check | verdict | value | what it means | touches |", "|---|---|--:|---|---|"]  # fmt: skip
             lines += [_finding(finding) for finding in doubts]
             lines.append("")
-        told |= {finding.check for finding in doubts}
+        if skipped:
+            lines += ["Not run, as they do not concern the network:\n", *[f"- {each.text}" for each in skipped], ""]
+        told |= {finding.check for finding in (*doubts, *skipped)}
     lines += [f"### {check}\n\n{text}\n" for check in sorted(told) if (text := explanations().get(check))]
     return "\n".join(lines)
 
@@ -129,21 +135,39 @@ def _finding(finding: Finding) -> str:
 
 
 def _costs(records: Sequence[EvaluationRecord]) -> str:
-    """Return passes per sample of the split, a line a record."""
-    attacks = [name for name in dict.fromkeys(name for record in records for name in record.attacks) if name != CLEAN]
-    lines = [f"| model | {' | '.join(HEADINGS.get(name, name) for name in attacks)} | crafted in |",
+    """Return passes per sample of the split, a line a record; a family's are added up."""
+    passes = [_passes(record) for record in records]
+    attacks = [name for name in dict.fromkeys(name for row in passes for name in row) if name != CLEAN]
+    lines = [f"| model | {' | '.join(named(name) for name in attacks)} | crafted in |",
              "|---|" + "--:|" * len(attacks) + "---|"]  # fmt: skip
-    for record in records:
-        passes = {
-            name: f"{forwards / max(len(record), 1):.1f} + {backwards / max(len(record), 1):.1f}"
-            for name, forwards, backwards in zip(record.attacks, record.forwards, record.backwards, strict=True)
-        }
-        lines.append(f"| {record.name} | {' | '.join(passes.get(name, '') for name in attacks)} | {record.precision} |")
+    for record, row in zip(records, passes, strict=True):
+        cells = [" + ".join(f"{each / max(len(record), 1):.1f}" for each in row.get(name, ())) for name in attacks]
+        lines.append(f"| {record.name} | {' | '.join(cells)} | {record.precision} |")
     note = (
         "Passes per sample: forwards + gradients. Attacks that share a path are run once, and counted with the "
         "longest. Outcomes are judged in float32.\n"
     )
     return "\n".join([*lines, "", note])
+
+
+def _passes(record: EvaluationRecord) -> dict[str, tuple[int, int]]:
+    """Return the forwards and gradients of each attack, and of each family as a whole."""
+    found: dict[str, tuple[int, int]] = {}
+    for attack, forwards, backwards in zip(record.attacks, record.forwards, record.backwards, strict=True):
+        family = attack.partition("/")[0]
+        name = family if family in record.chains else attack
+        before = found.get(name, (0, 0))
+        found[name] = before[0] + int(forwards), before[1] + int(backwards)
+    return found
+
+
+def _first_breakers(record: EvaluationRecord) -> dict[str, Any] | None:
+    """Return the chain, and of each sample's id the first attack of it that broke the sample, or None."""
+    chain = longest_chain(record)
+    if chain is None:
+        return None
+    by_id = zip(map(str, record.ids.tolist()), first_breakers(record, chain), strict=True)
+    return {"chain": chain, "samples": dict(by_id)}
 
 
 def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord]], folder: Path) -> dict[str, Any]:
@@ -155,7 +179,8 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
                 "samples": len(record), "chunk": record.chunk, "precision": record.precision,
                 "forwards": dict(zip(record.attacks, record.forwards.tolist(), strict=True)),
                 "backwards": dict(zip(record.attacks, record.backwards.tolist(), strict=True)),
-                "chains": dict(record.chains), "settings": dict(record.settings),
+                "chains": dict(record.chains), "limits": dict(record.limits), "settings": dict(record.settings),
+                "first_broken_by": _first_breakers(record),
                 "findings": [finding._asdict() for finding in record.findings],
                 "provenance": record.provenance.as_dict(),
             }

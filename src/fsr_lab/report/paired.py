@@ -6,11 +6,13 @@ import json
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from scipy.stats import binomtest
 
 from fsr_lab.core.record import EvaluationRecord
-from fsr_lab.report.columns import Column, columns_of
+from fsr_lab.report.columns import Column, columns_of, limits_of, own_column
 from fsr_lab.report.interval import Interval, wilson
 
 NOTE = (
@@ -154,19 +156,32 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
         if mine != theirs:
             told = f" ({mine} and {theirs})" if isinstance(mine, str | None) else f" ({len(first)} and {len(second)})"
             raise ValueError(f"these records are not of the same {what}{told}; evaluate both alike to compare them")
-    shared = [column for column in columns_of(first) if column in set(columns_of(second))]
-    unlike = [
-        column.heading for column in shared
-        if any(first.settings.get(name) != second.settings.get(name) for name in column.attacks)
-    ]  # fmt: skip
-    columns = tuple(_paired(first, second, column) for column in shared if column.heading not in unlike)
+    shared = [(column, other) for column in columns_of(first) if (other := own_column(second, column)) is not None]
+    unlike = [one.heading for one, other in shared if _conditions(first, one) != _conditions(second, other)]
+    columns = tuple(
+        _paired(one.heading, first.worst_case(one.attacks), second.worst_case(other.attacks))
+        for one, other in shared
+        if one.heading not in unlike
+    )
     return Comparison(first.name, second.name, str(first.threat), columns, tuple(unlike))
 
 
-def _paired(first: EvaluationRecord, second: EvaluationRecord, column: Column) -> Paired:
-    one, other = first.worst_case(column.attacks), second.worst_case(column.attacks)
+def _conditions(record: EvaluationRecord, column: Column) -> tuple[object, ...]:
+    """Return what must be the same in two records for a column to be of the same test.
+
+    Attacks that did not concern one of the networks were asked for in both, and their settings are in both.
+    """
+    settings = {
+        name: text for name, text in record.settings.items()
+        if name in column.asked or name.partition("/")[0] in column.asked
+    }  # fmt: skip
+    limits = limits_of(record, column)
+    return settings, limits, record.chunk if limits else None
+
+
+def _paired(heading: str, one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Paired:
     counts = ((one & other), (one & ~other), (~one & other), (~one & ~other))
-    return Paired(column.heading, *(int(rows.sum()) for rows in counts))
+    return Paired(heading, *(int(rows.sum()) for rows in counts))
 
 
 def _joined(one: float, other: float, phi: float) -> float:

@@ -3,13 +3,13 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table as RichTable
 
 from fsr_lab.core.record import EvaluationRecord
-from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, Value, united, value
+from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, Value, limited_name, united, value
 
 NOTE = "Accuracy in percent on n test images, with Wilson's 95 % interval."
 ENSEMBLE_NOTE = (
@@ -32,10 +32,17 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of accuracies under common headings; a missing value is None."""
+    """Rows of accuracies under common headings; a missing value is None.
+
+    Attributes:
+        headings: of the columns.
+        rows: one per record.
+        limits: sentences on attacks that were run on a part of the samples.
+    """
 
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
+    limits: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -45,6 +52,7 @@ class Table(NamedTuple):
             note += ENSEMBLE_NOTE
         if any(heading.startswith("+") for heading in self.headings):
             note += CHAIN_NOTE
+        note += "".join(f" {limit}" for limit in self.limits)
         if any(value is not None and value.is_doubtful for row in self.rows for value in row.values):
             note += DAGGER_NOTE
         return note
@@ -115,7 +123,18 @@ def accuracy_table(records: Sequence[EvaluationRecord]) -> Table:
         )
         for record in records
     )
-    return Table(tuple(column.heading for column in columns), rows)
+    return Table(tuple(column.heading for column in columns), rows, tuple(_limits(records)))
+
+
+def _limits(records: Sequence[EvaluationRecord]) -> Iterator[str]:
+    """Yield a sentence for each limit of an attack or family, which names the records unless it is that of all."""
+    named_records: dict[tuple[str, int], list[str]] = {}
+    for record in records:
+        for limited in record.limits.items():
+            named_records.setdefault(limited, []).append(record.name)
+    for (name, samples), of in named_records.items():
+        whose = "" if len(of) == sum(bool(record.members(name)) for record in records) else f" of {', '.join(of)}"
+        yield f"{limited_name(name, samples)}{whose}; the others count as withstanding it."
 
 
 def _stacked(value: Value | None) -> str:
