@@ -19,9 +19,9 @@ class Stages(Composite):
     Of each sample that stage's image is returned on which the deployed model's margin z_y - max other is smallest, the
     latest of equal ones; judging costs one forward for each stage. No sample leaves before the last stage.
 
-    A margin decomposition (Ma et al., 2020, arXiv:2006.13726) is PGD from a random start on one `MarginTerm`, then PGD on
-    the `Margin`; the whole attack is a family of two, one for each term. Differs: steps of one size, where those of the
-    released code fall from 2 eps along a cosine, in each stage anew, after a first one that raises z_y.
+    A margin decomposition (Ma et al., 2020, arXiv:2006.13726) is PGD from a random start on one `MarginTerm`, then PGD
+    on the `Margin`; the whole attack is a family of two, one for each term. Differs: steps of one size, where those of
+    the released code fall from 2 eps along a cosine, in each stage anew, after a first one that raises z_y.
     A continuation is PGD through one route after the other, from soft masks to the deployed one; a refinement is an
     attack by queries after one by gradients.
 
