@@ -10,6 +10,7 @@ from torch import nn
 from fsr_lab.attack.on_aux import OnAux
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.objective import CrossEntropy, JointWithAux, KLFromClean
+from fsr_lab.core.route import Route
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import FeatureShape, Forward
 from fsr_lab.defense.cas import CAS
@@ -210,3 +211,73 @@ def test_a_beta_below_zero_is_refused(beta):
 def test_another_number_of_channels_is_refused(cas):
     with pytest.raises(ValueError, match="expected features of 2 channels, got 3"):
         cas(torch.randn(2, 3, 4, 4))
+
+
+def probabilities(tau):
+    """Return softmax(c / tau) of both samples, by Python's own floats."""
+    rows = [[math.exp((z - max(logits)) / tau) for z in logits] for logits in LOGITS]
+    return [[value / sum(row) for value in row] for row in rows]
+
+
+def mean_rows(tau):
+    """Return sum_k softmax(c / tau)_k W_k of both samples."""
+    return [[sum(p * row[channel] for p, row in zip(each, WEIGHT, strict=True)) for channel in range(2)]
+            for each in probabilities(tau)]  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("tau", [0.1, 1.0, 4.0, 1e6])
+def test_a_routes_tau_takes_the_mean_of_the_rows(tau, training, cas, features):
+    found = cas.train(training)(features, route=Route(tau=tau)).features
+    mask = torch.tensor(mean_rows(tau))
+    torch.testing.assert_close(found, features * mask[:, :, None, None])
+    if tau == 0.1:
+        torch.testing.assert_close(found, cas(features).features)
+    if tau == 1e6:
+        torch.testing.assert_close(mask, torch.tensor(WEIGHT).mean(0).expand(2, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("want_aux", [True, False])
+@pytest.mark.parametrize(("route", "mask"), [
+    (Route(backward_tau=4.0), [WEIGHT[1], WEIGHT[1]]),
+    (Route(tau=2.0, backward_tau=4.0), mean_rows(2.0)),
+])  # fmt: skip
+def test_a_routes_backward_tau_is_the_derivative_of_the_soft_choice_alone(route, mask, want_aux, cas, features):
+    """With c = W g + b: d m_i / d g_j = sum_k p_k (W_ki - mean_i) W_kj / tau, and g_j is the mean of two pixels."""
+    cas.eval()
+    x, weigh = features.requires_grad_(), torch.randn(2, 2, 1, 2)
+    found = cas(x, route=route, want_aux=want_aux).features
+    if route.tau is None:
+        assert torch.equal(found, cas(x).features)
+    (gradient,) = torch.autograd.grad((found * weigh).sum(), x)
+    probs, means = probabilities(4.0), mean_rows(4.0)
+    for n in range(2):
+        slope = [[sum(probs[n][k] * (WEIGHT[k][i] - means[n][i]) * WEIGHT[k][j] for k in range(3)) / 4 / 2
+                  for j in range(2)] for i in range(2)]  # fmt: skip
+        for j in range(2):
+            by_mask = sum(weigh[n, i, 0, q].item() * x[n, i, 0, q].item() * slope[i][j]
+                          for i in range(2) for q in range(2))  # fmt: skip
+            for pixel in range(2):
+                wanted = weigh[n, j, 0, pixel].item() * mask[n][j] + by_mask
+                assert gradient[n, j, 0, pixel].item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("route", [Route(tau=4.0), Route(backward_tau=4.0)])
+def test_where_labels_choose_a_route_changes_nothing(route, cas, features):
+    y, x = torch.tensor([0, 2]), features.requires_grad_()
+    routed, plain = (cas.train()(x, y, route=way).features for way in (route, None))
+    assert torch.equal(routed, plain)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (routed, plain)))
+
+
+def test_a_routed_view_still_tells_what_crafting_must_raise(batch):
+    x, y = batch
+    model = attach(TinyCNN(num_classes=4), {"block1": CAS, "block2": CAS}, (3, 8, 8), 4).eval()
+    view = model.routed({"block1": Route(tau=1.0)})
+    for network in (view, Counted(view)):
+        out = view.forward_with_aux(x)
+        wanted = CrossEntropy()(out.logits, y) + model.attack_terms(out, y, clean=None, loss=CrossEntropy())
+        assert torch.equal(JointWithAux(CrossEntropy())(network, x, y, {}), wanted)
+    both = view.routed({"block2": Route(tau=2.0)})
+    assert both.route == {"block1": Route(tau=1.0), "block2": Route(tau=2.0)}
+    assert view.route == {"block1": Route(tau=1.0)}

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fsr_lab.core.objective import CrossEntropy, JointWithAux
+from fsr_lab.core.route import Route
 from fsr_lab.core.types import FeatureShape, Forward
 from fsr_lab.defense.cifs import CIFS
 from fsr_lab.model.defended import attach
@@ -211,3 +212,63 @@ def test_options_that_cannot_work_are_refused(classes, options, message):
 def test_another_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="expected features of 6 channels, got 5"):
         CIFS(SHAPE, 5)(torch.randn(2, 5, 4, 4))
+
+
+def softened(reference, features, tau):
+    """Return the definition's mask with 2 sum_k softmax(c / tau)_k c_k in c_k1 + c_k2's place, nowhere detached."""
+    logits = reference.probe(features.mean((2, 3)))
+    by_class = [
+        torch.autograd.grad(logits[:, k].sum(), features, create_graph=True)[0].sum((2, 3))
+        for k in range(logits.shape[1])
+    ]
+    shares = (logits / tau).softmax(1)
+    return (2 * torch.stack(by_class, dim=1) * shares[:, :, None]).sum(1).softmax(1)
+
+
+def test_through_the_mask_flows_what_the_definition_detaches():
+    defense, reference = pair(7, torch.float64)
+    x = torch.randn(8, 6, 3, 4, dtype=torch.float64).requires_grad_()
+    weigh = torch.randn_like(x)
+    found = defense.eval()(x, route=Route(mask_gradient="through")).features
+    assert torch.equal(found, defense(x).features)
+    (gradient,) = torch.autograd.grad((found * weigh).sum(), x)
+    logits = reference.probe(x.mean((2, 3)))
+    top = logits.topk(2, dim=1).values.sum()
+    (slope,) = torch.autograd.grad(top, x, create_graph=True)
+    mask = slope.sum((2, 3)).softmax(1)
+    (wanted,) = torch.autograd.grad((x * mask[:, :, None, None] * weigh).sum(), x)
+    torch.testing.assert_close(gradient, wanted, atol=1e-9, rtol=1e-6)
+    (stopped,) = torch.autograd.grad((defense(x).features * weigh).sum(), x)
+    assert (gradient - stopped).abs().max() > 0.01
+
+
+def test_a_linear_probe_does_not_know_the_route_that_would_change_nothing():
+    assert CIFS.routes == CIFS(SHAPE, 5, hidden=7).routes == {"f_tilde", "through", "backward_tau"}
+    model = attach(TinyCNN(num_classes=4), {"block2": CIFS}, (3, 8, 8), 4)
+    with pytest.raises(ValueError, match=r"CIFS at 'block2' has no route \['through'\]; it knows \['back"):
+        model.routed({"block2": Route(mask_gradient="through")})
+
+
+@pytest.mark.parametrize("hidden", [None, 7])
+@pytest.mark.parametrize("want_aux", [True, False])
+def test_a_routes_backward_tau_softens_the_choice_of_the_two_classes(hidden, want_aux):
+    defense, reference = pair(hidden, torch.float64)
+    x = torch.randn(8, 6, 3, 4, dtype=torch.float64).requires_grad_()
+    weigh = torch.randn_like(x)
+    found = defense.eval()(x, route=Route(backward_tau=2.0), want_aux=want_aux).features
+    assert torch.equal(found, defense(x).features)
+    (gradient,) = torch.autograd.grad((found * weigh).sum(), x)
+    deployed = (defense(x).features / x).detach()
+    soft = softened(reference, x, 2.0)
+    (by_mask,) = torch.autograd.grad((x.detach() * soft[:, :, None, None] * weigh).sum(), x)
+    assert by_mask.abs().max() > 0.01
+    torch.testing.assert_close(gradient, deployed * weigh + by_mask, atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [None, 7])
+def test_where_labels_choose_a_backward_tau_changes_nothing(hidden):
+    defense, _ = pair(hidden)
+    x, y = torch.randn(4, 6, 3, 4, requires_grad=True), torch.tensor([0, 1, 4, 2])
+    routed, plain = (defense.train()(x, y, route=way).features for way in (Route(backward_tau=2.0), None))
+    assert torch.equal(routed, plain)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (routed, plain)))

@@ -334,6 +334,13 @@ def test_a_route_moves_the_mask_through_the_whole_module(fsr, features):
     torch.testing.assert_close(surrogate, fsr(features).features, atol=1e-5, rtol=1e-5)
 
 
+def test_a_backward_tau_like_the_modules_own_is_no_change(fsr, features):
+    x = features.requires_grad_()
+    plain, routed = (fsr.eval()(x, route=way).features for way in (None, Route(backward_tau=fsr.tau)))
+    assert torch.equal(routed, plain)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (routed, plain)))
+
+
 def test_a_stopped_mask_cuts_the_separation_net_off(fsr, features):
     parameters = list(fsr.separation.parameters())
     for route, reaches in ((Route(), True), (Route(mask_gradient="stop"), False)):
@@ -347,6 +354,7 @@ def test_all_routes_are_declared(fsr, features):
     ways += [Route(tau=1.0), Route(backward_tau=1.0), Route(mask=mask)]
     ways += [Route(mask_gradient=rule) for rule in ("exact", "stop", "straight_through")]
     assert fsr.routes == FSR.routes
+    assert not FSR.routes & {"through", "relu"}  # nothing is detached, and nothing stands in a ReLU's place
     for way in ways:
         assert way.uses <= FSR.routes
         assert fsr(features, route=way).features.isfinite().all()

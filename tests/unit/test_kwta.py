@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fsr_lab.core.route import Route
 from fsr_lab.core.types import FeatureShape
 from fsr_lab.defense.kwta import KWTA
 
@@ -116,3 +117,14 @@ def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         KWTA(SHAPE, 10, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("over", ["space", "volume"])
+@pytest.mark.parametrize("rule", ["straight_through", "relu"])
+def test_a_route_replaces_the_backward_pass_alone(rule, over):
+    defense, x = KWTA(SHAPE, 10, over=over), FEATURES.clone().requires_grad_()
+    weigh = torch.randn_like(x)
+    found = defense(x, route=Route(mask_gradient=rule)).features
+    assert torch.equal(found, defense(x).features)
+    (gradient,) = torch.autograd.grad((found * weigh).sum(), x)
+    assert torch.equal(gradient, weigh if rule == "straight_through" else weigh * (FEATURES > 0))

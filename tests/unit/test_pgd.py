@@ -239,3 +239,30 @@ def test_the_papers_white_box_attacks_need_130_gradients(bumpy):
     ]
     for row, single in enumerate(alone, start=1):
         assert record.margin[row].tobytes() == single.margin[1].tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 1.0}, {"keep": "best"}])
+def test_a_run_from_where_it_would_start_is_the_run_itself(options, classifier, batch):
+    x, y = batch
+    attack = pgd(steps=3, **options)
+    assert torch.equal(attack.run_from(x, classifier, x, y), attack(classifier, x, y))
+
+
+def test_a_run_goes_on_from_where_another_one_stopped(classifier, batch):
+    x, y = batch
+    attack = pgd(steps=3)
+    half = attack(classifier, x, y)
+    before = half.clone()
+    found = attack.run_from(half, classifier, x, y)
+    assert torch.equal(found, replace(attack, steps=6)(classifier, x, y))
+    assert torch.equal(half, before)
+    assert not found.requires_grad
+    assert (found - x).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_a_run_from_elsewhere_draws_no_start(classifier, batch):
+    x, y = batch
+    state = torch.get_rng_state()
+    found = pgd(random_start=True).run_from(x, classifier, x, y)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found, pgd()(classifier, x, y))

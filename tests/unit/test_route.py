@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsr_lab.core.route import Route, mask_by
+from fsr_lab.core.route import Route, mask_by, with_gradient_of
 
 TAU = 0.1
 SCORES = torch.tensor([-30.0, -1.0, -0.2, -0.013, 0.0, 0.007, 0.2, 1.0, 30.0])
@@ -114,3 +114,35 @@ def test_a_route_says_what_it_uses():
     assert Route(mask_gradient="stop").uses == {"f_tilde", "stop"}
     assert Route(part="f", mask=torch.ones(1)).uses == {"f", "mask"}
     assert Route(backward_tau=0.5).uses == {"f_tilde", "backward_tau"}
+
+
+@pytest.mark.parametrize("rule", ["relu", "through"])
+def test_rules_of_other_masks_exclude_each_other_too(rule):
+    assert Route(mask_gradient=rule).uses == {"f_tilde", rule}
+    with pytest.raises(ValueError, match="they exclude each other"):
+        Route(mask_gradient=rule, backward_tau=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps"),
+    [
+        ({}, True),
+        ({"backward_tau": 1.0}, True),
+        ({"mask_gradient": "stop"}, True),
+        ({"tau": 0.1}, False),
+        ({"tau": 0.1, "backward_tau": 1.0}, False),
+        ({"part": "f"}, False),
+        ({"mask": torch.ones(1)}, False),
+    ],
+)
+def test_a_route_tells_whether_values_stay(options, keeps):
+    assert Route(**options).keeps_values == keeps
+
+
+def test_a_stand_in_lends_its_gradient_alone():
+    value, x = torch.tensor([0.1, -3.0, 1e30]), torch.tensor([1e15, 2.0, 0.5], requires_grad=True)
+    found = with_gradient_of(x.square() / 2, value.requires_grad_())
+    assert torch.equal(found, value)
+    given, own = torch.autograd.grad(found.sum(), (x, value), allow_unused=True)
+    assert torch.equal(given, x)
+    assert own is None

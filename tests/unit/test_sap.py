@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fsr_lab.core.crafting import crafting
+from fsr_lab.core.route import Route
 from fsr_lab.core.types import FeatureShape
 from fsr_lab.defense.sap import SAP
 from fsr_lab.model.defended import attach
@@ -133,3 +134,15 @@ def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         SAP(SHAPE, 10, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_straight_through_a_draw_the_gradient_is_the_identitys():
+    defense, x, weigh = SAP(SHAPE, 10).eval(), FEATURES.clone().requires_grad_(), torch.randn_like(FEATURES)
+    found = []
+    for route in (None, Route(mask_gradient="straight_through")):
+        torch.manual_seed(3)
+        found.append(defense(x, route=route).features)
+    assert torch.equal(*found)
+    plain, through = (torch.autograd.grad((features * weigh).sum(), x)[0] for features in found)
+    assert torch.equal(through, weigh)
+    assert not torch.equal(plain, weigh)

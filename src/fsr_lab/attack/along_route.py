@@ -20,6 +20,11 @@ class AlongRoute:
     route: Route
     is_random: ClassVar[bool] = False
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the route leaves all values as they are."""
+        return self.route.keeps_values
+
     def __call__(self, model: Classifier) -> Classifier:
         """Return the view.
 

@@ -93,6 +93,7 @@ class _Frozen:
 
     routes: Mapping[str, Route]
     is_random: ClassVar[bool] = False
+    keeps_values: ClassVar[bool] = False
 
     def __call__(self, model: Classifier) -> Classifier:
         return cast(Classifier, cast(Any, model).routed(self.routes))

@@ -168,14 +168,15 @@ class APGD:
         with self._crafting(model, x) as attacked:
             with torch.no_grad():
                 prepared = objective.prepare(Watched(attacked, known=(x, clean)), x, y)
-            look = self._look(attacked, objective, start, y, prepared)
+            look = self._look(_watched(attacked, objective), objective, start, y, prepared)
             climb = Climb.start(x, y, prepared, start, look, size=2 * self.threat.eps)
         for before, last in pairwise((0, *exits, self.steps)):
             with self._crafting(model, climb.x) as attacked:
+                seen = _watched(attacked, objective)
                 for step in range(before + 1, last + 1):
                     climb.move(self.threat, share=1 if step == 1 else 0.75)
                     is_last = step == self.steps
-                    look = self._look(attacked, objective, climb.x_adv, climb.y, climb.prepared, is_last=is_last)
+                    look = self._look(seen, objective, climb.x_adv, climb.y, climb.prepared, is_last=is_last)
                     climb.see(look)
                     if step in reviews:
                         climb.review(reviews[step], self.rho)
@@ -193,7 +194,7 @@ class APGD:
 
     def _look(
         self,
-        attacked: Classifier,
+        seen: Watched,
         objective: Objective,
         x_adv: Tensor,
         y: Tensor,
@@ -205,10 +206,11 @@ class APGD:
         image = x_adv.detach().requires_grad_(not is_last)
         gradient = torch.zeros_like(x_adv)
         for _ in range(1 if is_last else self.eot):
-            seen = Watched(attacked, with_aux=getattr(objective, "reads_aux", False))
+            seen.forget()
             loss = objective(seen, image, y, prepared)
             if not is_last:
                 gradient = gradient + torch.autograd.grad(loss.sum(), image)[0]
+        seen.forget()
         return Look(loss.detach(), seen.logits_on(image).argmax(1) != y, gradient / self.eot)
 
     def _confirmed(self, model: Classifier, climb: Climb) -> Tensor:
@@ -225,3 +227,7 @@ class APGD:
 def _deployed_logits(model: Classifier, x: Tensor) -> Tensor:
     with judging(model) as deployed:
         return deployed(x)
+
+
+def _watched(attacked: Classifier, objective: Objective) -> Watched:
+    return Watched(attacked, with_aux=getattr(objective, "reads_aux", False))

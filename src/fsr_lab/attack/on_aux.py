@@ -108,7 +108,7 @@ def filed(model: Classifier, x: Tensor, key: str) -> tuple[Forward, list[Tensor]
 
 def lacks_aux(model: Classifier, x: Tensor, key: str) -> str | None:
     """Tell that no defence of a network files a key, if none does, by one image of (N, C, H, W)."""
-    if not hasattr(model, "forward_with_aux"):
+    if not _files_aux(model):
         return f"the network files no auxiliary tensor, and so no {key!r}"
     with torch.no_grad():
         keys = _keys(_with_aux(model)(x[:1]))
@@ -116,9 +116,14 @@ def lacks_aux(model: Classifier, x: Tensor, key: str) -> str | None:
 
 
 def _with_aux(model: Any) -> Any:
-    if not hasattr(model, "forward_with_aux"):
+    if not _files_aux(model):
         raise ValueError("the network files no auxiliary tensors: this objective needs feature defences (attach)")
     return model.forward_with_aux
+
+
+def _files_aux(model: Classifier) -> bool:
+    # asked of the network itself: a wrapper has forward_with_aux whatever it wraps
+    return hasattr(model, "defenses")
 
 
 def _keys(forward: Forward) -> set[str]:

@@ -16,6 +16,7 @@ class OwnNoise:
     """
 
     is_random: ClassVar[bool] = True
+    keeps_values: ClassVar[bool] = True
 
     def __call__(self, model: Classifier) -> Classifier:
         """Return the network."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fsr_lab.attack.watched import Watched
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss, Target, TargetedLoss, View
 
 
@@ -34,10 +35,15 @@ class Through:
         """Whether `prepare` or the view draws random numbers."""
         return self.objective.is_random or self.view.is_random
 
+    @property
+    def reads_aux(self) -> bool:
+        """Whether the objective reads auxiliary tensors, so that one pass with them serves all."""
+        return getattr(self.objective, "reads_aux", False)
+
     def aimed(self, target: Target) -> "Through":
-        """Return the same, leading to another target."""
+        """Return the same, leading to another target where the objective leads to one."""
         if not isinstance(self.objective, Aimed):
-            raise ValueError(f"{self.objective} leads to no class; take an objective such as Towards")
+            return self
         return replace(self, objective=self.objective.aimed(target))
 
     def lacks(self, model: Classifier, x: Tensor) -> str | None:
@@ -51,4 +57,6 @@ class Through:
         return self.objective.prepare(self.view(model), x, y)
 
     def __call__(self, model: Classifier, x_adv: Tensor, y: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
-        return self.objective(self.view(model), x_adv, y, prepared)
+        # watched, a network is under attack: what a view costs to make is paid once, not in every step
+        seen = model.through(self.view) if isinstance(model, Watched) else self.view(model)
+        return self.objective(seen, x_adv, y, prepared)

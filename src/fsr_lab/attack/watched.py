@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr_lab.core.types import Classifier, Forward
+from fsr_lab.core.types import Classifier, Forward, View
 
 
 class Watched:
     """A model whose latest images and logits are kept; everything else about it is the model's own.
+
+    For one attack call, in which the weights stay: a view of the model is made once and watched as well.
 
     Args:
         model: maps images to logits.
@@ -26,12 +28,13 @@ class Watched:
         self.seen: Tensor | None = None
         self.logits = torch.empty(0)
         self._forward: Forward | None = None
-        self._known = known
+        self._given = known
+        self._views: list[tuple[View, Watched]] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, K), as the model does."""
-        if self._known is not None and x is self._known[0]:
-            return self._known[1]
+        if self._given is not None and x is self._given[0]:
+            return self._given[1]
         if self.with_aux:
             return self.forward_with_aux(x).logits
         logits: Tensor = self.model(x)
@@ -45,19 +48,38 @@ class Watched:
             self.seen, self.logits, self._forward = x, forward.logits.detach(), forward
         return self._forward
 
+    def through(self, view: View) -> "Watched":
+        """Return a view of the model, watched too; of one view always the same."""
+        for known, watched in self._views:
+            if known is view:
+                return watched
+        self._views.append((view, Watched(view(self.model), with_aux=self.with_aux)))
+        return self._views[-1][1]
+
     def forget(self) -> None:
         """Let go of the latest pass and its graph: the next one is computed, and draws, anew."""
         self._forward = None
+        for _, watched in self._views:
+            watched.forget()
 
     def logits_on(self, x: Tensor) -> Tensor:
         """Return the logits on these very images, (N, K), detached: of the latest pass, or of one more.
 
-        One more it takes where the latest pass saw something else, such as the images resized.
+        One more it takes where the latest pass saw something else, such as the images resized, and no view with the
+        model's own values saw them.
         """
-        if self.seen is not x:
+        known = self._known(x)
+        if known is None:
             with torch.no_grad():
                 self(x)
-        return self.logits
+            known = self.logits
+        return known
+
+    def _known(self, x: Tensor) -> Tensor | None:
+        if self.seen is x:
+            return self.logits
+        found = (watched._known(x) for view, watched in self._views if view.keeps_values)
+        return next((logits for logits in found if logits is not None), None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fsr_lab.core.suggest import unknown
 
 Part = Literal["f", "f_plus", "f_minus", "f_tilde_minus", "f_tilde", "f_plus_r"]
-MaskGradient = Literal["exact", "stop", "straight_through"]
+MaskGradient = Literal["exact", "stop", "straight_through", "relu", "through"]
 MaskRule = Callable[[Tensor, float], Tensor]
 """(score, temperature) -> a mask in [0, 1] of the score's shape."""
 
@@ -19,11 +19,19 @@ MaskRule = Callable[[Tensor, float], Tensor]
 class Route:
     """Which part of a separated feature map goes on, and how its mask is computed; the default is as deployed.
 
+    Backward passes are replaced after Athalye et al., 2018 (arXiv:1802.00420), Section 4.1 (BPDA): values stay, and
+    an attack gets back the gradient that a saturated, constant or discontinuous mask hides. What each means for a
+    defence is written in the defence's docstring; `routes` lists those that it knows.
+
     Attributes:
-        part: the feature that replaces the tapped one; `f_plus_r` is f + R(f), recalibration without a mask.
-        tau: temperature of the mask in the forward pass; None is the module's own.
-        backward_tau: temperature of the mask's derivative alone (BPDA: a saturated mask gets its gradient back).
-        mask_gradient: "stop" treats the mask as a constant, "straight_through" takes dm/dr = 1.
+        part: the feature that replaces the tapped one; `f_plus_r` is f + R(f), recalibration without a mask. A
+            defence that takes no feature apart knows `f_tilde`, what goes on as deployed.
+        tau: temperature of the mask in the forward pass; None is the module's own. Of a mask that follows a
+            prediction (CAS), of the softmax that takes the argmax's place.
+        backward_tau: temperature of the mask's derivative alone (CAS and CIFS: likewise).
+        mask_gradient: "exact" is the defence's own, "stop" treats the mask as a constant, "straight_through" takes
+            dm/dr = 1, or the whole defence for the identity where no score makes its mask (kWTA, SAP), "relu" takes
+            the defence for a ReLU, "through" lets the gradient pass a mask that the defence detaches (CIFS).
         mask: (N, C, H, W) or broadcastable, in [0, 1], used instead of a computed mask.
 
     Raises:
@@ -47,8 +55,13 @@ class Route:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"expected {name} above 0, got {value}")
-        if len(self.uses & {"backward_tau", "stop", "straight_through", "mask"}) > 1:
+        if len(self.uses & {*get_args(MaskGradient), "backward_tau", "mask"}) > 1:
             raise ValueError("a route takes one of backward_tau, mask_gradient and mask: they exclude each other")
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether a defence's values stay as deployed, bit for bit, so that gradients alone differ."""
+        return self.part == "f_tilde" and self.tau is None and self.mask is None
 
     @property
     def uses(self) -> frozenset[str]:
@@ -57,6 +70,11 @@ class Route:
         if self.mask_gradient != "exact":
             rules.add(self.mask_gradient)
         return frozenset(rules | {self.part})
+
+
+def with_gradient_of(stand_in: Tensor, value: Tensor) -> Tensor:
+    """Return a value as it is, which to autograd is its stand-in, a finite tensor of the same shape (BPDA)."""
+    return value.detach() + (stand_in - stand_in.detach())  # bracketed: the difference is exactly nought
 
 
 def tempered(score: Tensor, tau: float) -> Tensor:
@@ -77,8 +95,7 @@ def mask_by(route: Route, score: Tensor, tau: float, rule: MaskRule = tempered) 
     if route.mask_gradient == "stop":
         return mask.detach()
     if route.mask_gradient == "straight_through":
-        return mask.detach() + (score - score.detach())  # bracketed: the difference is exactly nought
+        return with_gradient_of(score, mask)
     if route.backward_tau is not None:
-        soft = tempered(score, route.backward_tau)
-        return mask.detach() + (soft - soft.detach())
+        return with_gradient_of(tempered(score, route.backward_tau), mask)
     return mask

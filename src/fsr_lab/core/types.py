@@ -163,6 +163,11 @@ class View(Protocol):
     @property
     def is_random(self) -> bool: ...
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether its logits are the network's own, bit for bit, so that gradients alone differ."""
+        ...
+
     def __call__(self, model: Classifier) -> Classifier:
         """Return the view of a network; the network stays as it is."""
         ...

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
 from fsr_lab.core.precision import full_precision
-from fsr_lab.core.route import MaskGradient, Part, Route
+from fsr_lab.core.route import Part, Route
 from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward
 from fsr_lab.defense import fsr_options as options
 from fsr_lab.defense.fsr_losses import (
@@ -62,6 +62,10 @@ class FSR(FeatureDefense):
     it does not compute is not filed. Without Separation, f~ = f + R(f), and `rec` reads f~. Without Recalibration,
     f~ = f+. A mask that nothing is learnt for has no Separation Net.
 
+    Routes: every part that the options leave, a given mask, and of a learnt one "stop", "straight_through",
+    `backward_tau`, and `tau` where its values depend on a temperature. No mask is detached here: "through" would be
+    "exact", and is not known.
+
     Auxiliary tensors: `p_plus`, `p_minus`, `p_tilde` (N, K) logits, and the fields of `Parts`; without Separation
     only `p_tilde` and `f_tilde`; without Recalibration neither `p_tilde` nor `f_tilde_minus`; no `score` without a
     learnt mask.
@@ -102,7 +106,7 @@ class FSR(FeatureDefense):
     training_noise: ClassVar[bool] = True
     follows_backbone_init: ClassVar[bool] = True
     routes: ClassVar[frozenset[str]] = frozenset(
-        {*get_args(Part), *get_args(MaskGradient), "tau", "backward_tau", "mask"}
+        {*get_args(Part), "stop", "straight_through", "tau", "backward_tau", "mask"}
     )
 
     def __init__(
@@ -319,7 +323,7 @@ class FSR(FeatureDefense):
         if self.use_rec:
             routes |= {"f_plus_r", "f_tilde_minus"} if self.use_sep else {"f_plus_r"}
         if self.separation is not None:
-            routes |= {*get_args(MaskGradient), "backward_tau"}
+            routes |= {"stop", "straight_through", "backward_tau"}
             if has_temperature(self.mask if self.eval_mask == "own" else self.eval_mask):
                 routes.add("tau")
         self.routes = frozenset(routes)  # type: ignore[misc]

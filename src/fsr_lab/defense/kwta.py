@@ -1,11 +1,11 @@
 """k-Winners-Take-All (Xiao et al., ICLR 2020, arXiv:1905.10510)."""
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
-from fsr_lab.core.route import Route
+from fsr_lab.core.route import Route, with_gradient_of
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import DefenseOutput, FeatureShape
 
@@ -20,6 +20,9 @@ class KWTA(FeatureDefense):
     tensors. The map is discontinuous and its gradient only tells how the present winners move: a gradient attack
     alone says little, judge it by gradient-free ones too.
 
+    Routes: in the backward pass, "straight_through" takes the map for the identity, "relu" for the ReLU whose place it
+    has. Values stay as they are.
+
     Args:
         shape: of the feature; not used, k follows the features at hand.
         num_classes: not used.
@@ -29,6 +32,8 @@ class KWTA(FeatureDefense):
     Raises:
         ValueError: a ratio outside (0, 1], an unknown group.
     """
+
+    routes: ClassVar[frozenset[str]] = frozenset({"f_tilde", "straight_through", "relu"})
 
     def __init__(self, shape: FeatureShape, num_classes: int, *, ratio: float = 0.2, over: Over = "space") -> None:
         super().__init__()
@@ -52,7 +57,10 @@ class KWTA(FeatureDefense):
         winners = groups.detach().topk(self.count(groups.shape[-1]), dim=-1, sorted=False).values
         losers = (groups < winners.amin(-1, keepdim=True)).reshape(features.shape)
         # filled, where a product would turn an infinite loser into NaN; and a NaN is no loser: it must be seen
-        return DefenseOutput(features.masked_fill(losers, 0), {})
+        kept = features.masked_fill(losers, 0)
+        if route is not None and route.mask_gradient != "exact":
+            kept = with_gradient_of(features.relu() if route.mask_gradient == "relu" else features, kept)
+        return DefenseOutput(kept, {})
 
     def count(self, size: int) -> int:
         """Return k for a group of `size` activations."""

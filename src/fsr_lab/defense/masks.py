@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fsr_lab.core.route import MaskRule, Route, mask_by, tempered
+from fsr_lab.core.route import MaskRule, Route, mask_by, tempered, with_gradient_of
 
 LearntMask = Literal["gumbel", "gumbel_literal", "sigmoid", "tempered", "hard_st", "gumbel_st"]
 EvalMask = Literal["own", "tempered", "sigmoid", "hard", "mc"]
@@ -69,8 +69,7 @@ def plain(score: Tensor, tau: float) -> Tensor:
 
 def hard(score: Tensor, tau: float) -> Tensor:
     """Return 1[r > 0] with the derivative of sigmoid(r / tau): straight through, so that no attack is blinded."""
-    soft = tempered(score, tau)
-    return (score > 0).to(score) + (soft - soft.detach())  # bracketed: the difference is exactly nought
+    return with_gradient_of(tempered(score, tau), (score > 0).to(score))
 
 
 def literal(score: Tensor, tau: float, *, gumbels: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fsr_lab.core.precision import full_precision
 from fsr_lab.core.types import Criterion, Forward, SampleLoss
 
 PROBE = "p_probe"
@@ -28,6 +29,17 @@ def pooled(features: Tensor, channels: int) -> Tensor:
 def reweighted(features: Tensor, mask: Tensor) -> Tensor:
     """Multiply each channel of (N, C, H, W) features by its entry of a mask (N, C), in the features' own type."""
     return (features * mask[:, :, None, None]).to(features.dtype)
+
+
+def mean_row(rows: Tensor, logits: Tensor, tau: float) -> Tensor:
+    """Return sum_k softmax(c / tau)_k W_k, (N, C): what takes the row of the argmax's place for adaptive attacks.
+
+    Args:
+        rows: W, (K, C), one for each class.
+        logits: c, (N, K).
+        tau: temperature.
+    """
+    return full_precision((logits / tau).softmax(1) @ rows)
 
 
 def probe_losses(

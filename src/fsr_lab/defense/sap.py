@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
 from fsr_lab.core.precision import full_precision
-from fsr_lab.core.route import Route
+from fsr_lab.core.route import Route, with_gradient_of
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.types import DefenseOutput, FeatureShape
 
@@ -25,6 +25,8 @@ class SAP(FeatureDefense):
     the identity wherever an activation is not zero. A gradient averaged over draws is that of an attack on the mean;
     a single draw's is mostly noise.
 
+    Routes: "straight_through" takes every draw for the identity in the backward pass: the expected derivative, at once.
+
     Deviation: the paper draws n times with replacement, which keeps i with probability 1 - (1 - P_i)^n; the
     exponential is its limit for small P_i, with one independent draw for each activation.
 
@@ -39,6 +41,7 @@ class SAP(FeatureDefense):
     """
 
     eval_noise: ClassVar[bool] = True
+    routes: ClassVar[frozenset[str]] = frozenset({"f_tilde", "straight_through"})
 
     def __init__(self, shape: FeatureShape, num_classes: int, *, draws: float = 2.0, noise: Noise = "eval") -> None:
         super().__init__()
@@ -65,7 +68,10 @@ class SAP(FeatureDefense):
         probability = self.keep_probability(features)
         # in one order whatever the strides: a channels-last policy must not change the draws
         kept = torch.rand_like(probability, memory_format=torch.contiguous_format) < probability
-        return DefenseOutput((features * (kept / (probability + 1e-8))).to(features.dtype), {})
+        pruned = (features * (kept / (probability + 1e-8))).to(features.dtype)
+        if route is not None and route.mask_gradient == "straight_through":
+            pruned = with_gradient_of(features, pruned)
+        return DefenseOutput(pruned, {})
 
     def keep_probability(self, features: Tensor) -> Tensor:
         """Return q, (N, C, H, W) in [0, 1], detached, in float32 at least; zero activations are never kept."""

@@ -186,7 +186,10 @@ class DefendedModel(nn.Module):
 
 
 class Routed(nn.Module):
-    """A view of a defended model under a route: the same weights, another path through its defences."""
+    """A view of a defended model under a route: the same weights, another path through its defences.
+
+    Everything else about it, such as `attack_terms`, is the model's own.
+    """
 
     def __init__(self, model: DefendedModel, route: Mapping[str, Route]) -> None:
         super().__init__()
@@ -203,6 +206,18 @@ class Routed(nn.Module):
         with tape.recording(tape.Tape(targets=targets, route=self.route)) as filed:
             logits = self.model._logits(x)
         return Forward(logits, filed.aux)
+
+    def routed(self, route: Mapping[str, Route]) -> "Routed":
+        """Return the view with other routes at some points; see `DefendedModel.routed`."""
+        return self.model.routed(self.route | dict(route))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
 
 
 class Tap(nn.Module):
