@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from fsr_lab.engine.build import assembled
 
 CONF = Path(__file__).parents[2] / "conf"
 PARAMETRISED = ("attack", "defense", "strategy", "model", "experiment")
@@ -61,9 +62,14 @@ def _composed(*overrides, verb="train"):
 
 @functools.cache
 def _attack(name, *overrides):
-    cfg = _composed("dataset=toy", f"attack@val_attack={name}", *overrides)
-    given = {"source": _source} if "source" in cfg.val_attack else {}
-    return instantiate(cfg.val_attack, _convert_="all", **given)
+    cfg = _composed("dataset=toy", "budget=smoke", f"attack@val_attack={name}", *overrides)
+    return assembled(_with_sources(OmegaConf.to_container(cfg.val_attack, resolve=True)), lambda _: (_source, ""))
+
+
+def _with_sources(node):
+    """The same node, with something in the place of every network that it crafts on."""
+    inner = {key: _with_sources(value) for key, value in node.items() if isinstance(value, dict)}
+    return node | inner | ({"source": "given"} if "source" in node else {})
 
 
 def _source(x):

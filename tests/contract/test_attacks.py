@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fsr_lab.attack.wrapper import lack_of
 from fsr_lab.core.threat import Threat
+from fsr_lab.defense.cas import CAS
 from fsr_lab.defense.fsr import FSR
 from fsr_lab.model.defended import attach
 from fsr_lab.model.tiny_cnn import TinyCNN
@@ -24,7 +26,7 @@ def mlp(dtype=torch.float32, pixels=192):
 
 def trained_model():
     """A defended network in the middle of training: mixed modes, frozen parts, gradients not yet used."""
-    model = attach(TinyCNN(num_classes=4, batch_norm=True), {"block2": FSR}, (3, 8, 8), 4)
+    model = attach(TinyCNN(num_classes=4, batch_norm=True), {"block1": CAS, "block2": FSR}, (3, 8, 8), 4)
     model.train()
     model.backbone.block1[1].eval()
     model.backbone.fc.weight.requires_grad_(False)
@@ -38,18 +40,31 @@ MOST = {"queries": 60, "population": 10, "directions": 5, "eot": 2, "steps": 20,
 def brief(attack):
     """The same attack on a small budget: fewer queries, steps and restarts, where it has more."""
     least = {name: min(getattr(attack, name), most) for name, most in MOST.items() if hasattr(attack, name)}
-    return replace(attack, **least | {name: brief(inner) for name, inner in carried(attack).items()})
+    return carrying_out(replace(attack, **least), brief)
 
 
 def inside(attack, threat):
     """The same attack within another set, which is that of the attack it carries out if it carries out one."""
-    inner = carried(attack)
-    return replace(attack, **{name: inside(inner[name], threat) for name in inner} or {"threat": threat})
+    if hasattr(attack, "attack") or hasattr(attack, "attacks"):
+        return carrying_out(attack, lambda inner: inside(inner, threat))
+    return replace(attack, threat=threat)
 
 
-def carried(attack):
-    """What an attack carries out, by the name of its field."""
-    return {"attack": attack.attack} if hasattr(attack, "attack") else {}
+def carrying_out(attack, change):
+    """The same attack, with what it carries out changed."""
+    if hasattr(attack, "attack"):
+        return replace(attack, attack=change(attack.attack))
+    if isinstance(getattr(attack, "attacks", None), dict):
+        return replace(attack, attacks={name: change(inner) for name, inner in attack.attacks.items()})
+    if hasattr(attack, "attacks"):
+        return replace(attack, attacks=[change(inner) for inner in attack.attacks])
+    return attack
+
+
+def skip_unless_it_concerns(attack, model, x):
+    """Skip an attack on what this network does not have."""
+    if reason := lack_of(attack, model, x):
+        pytest.skip(reason)
 
 
 def same(left, right):
@@ -84,6 +99,7 @@ def test_stays_in_the_threat_set(attack_name, load_attack, count, channels, heig
     attack = brief(inside(load_attack(attack_name), Threat(norm=norm, eps=eps)))
     kind = DTYPES[dtype]
     pixels = channels * height * width
+    skip_unless_it_concerns(attack, mlp(kind, pixels), torch.rand(1, channels, height, width, dtype=kind))
     # two levels: every pixel is black or white, so that the box binds everywhere
     x = torch.randint(levels, (count, channels, height, width)).to(kind) / (levels - 1)
     y = torch.randint(4, (count,))
@@ -106,7 +122,7 @@ def test_stays_in_the_threat_set(attack_name, load_attack, count, channels, heig
 
 def test_an_image_that_wants_a_gradient_is_left_alone(attack_name, load_attack, batch):
     x, y = batch[0].requires_grad_(), batch[1]
-    x_adv = brief(load_attack(attack_name))(mlp(), x, y)
+    x_adv = brief(load_attack(attack_name))(trained_model(), x, y)
     assert not x_adv.requires_grad
     assert x.requires_grad
     assert x.grad is None
@@ -146,6 +162,7 @@ def test_randomness_is_drawn_by_those_that_say_so_alone(attack_name, load_attack
 
 def test_a_seed_repeats_it(attack_name, load_attack, batch):
     attack, model = brief(load_attack(attack_name)), mlp()
+    skip_unless_it_concerns(attack, model, batch[0])
     found, asked = [], []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -173,6 +190,8 @@ def test_works_under_inference_mode(attack_name, load_attack, batch):
 
 def test_a_plain_callable_will_do(attack_name, load_attack, batch):
     attack, model = brief(load_attack(attack_name)), mlp()
+    skip_unless_it_concerns(attack, model, batch[0])
+    skip_unless_it_concerns(attack, lambda x: model(x), batch[0])
     torch.manual_seed(3)
     wanted = attack(model, *batch)
     torch.manual_seed(3)
@@ -199,6 +218,7 @@ def test_the_batch_does_not_change_a_sample(attack_name, load_attack, batch, cla
         pytest.skip("draws for the whole batch at once")
     x, y = batch[0].double(), batch[1]
     model = classifier.double()
+    skip_unless_it_concerns(attack, model, x)
     whole = attack(model, x, y)
     alone = torch.cat([attack(model, x[[index]], y[[index]]) for index in range(len(y))])
     torch.testing.assert_close(whole, alone, atol=1e-12, rtol=0)

@@ -23,11 +23,9 @@ class OwnNoise:
         return model
 
     def lacks(self, model: Classifier, x: Tensor) -> str | None:
-        """Tell that no module of the network declares noise, if none does; of another callable nothing is known."""
-        if not isinstance(model, nn.Module):
-            return None
+        """Tell that no module of the network declares noise, if none does."""
+        modules = model.modules() if isinstance(model, nn.Module) else [model]
         draws = any(
-            getattr(module, "training_noise", False) or getattr(module, "eval_noise", False)
-            for module in model.modules()
+            getattr(module, "training_noise", False) or getattr(module, "eval_noise", False) for module in modules
         )
-        return None if draws else "the network draws no noise, neither in training nor deployed"
+        return None if draws else "the network declares no noise, neither in training nor deployed"

@@ -23,17 +23,19 @@ class Transfer(Wrapper):
         attack: what is run on it.
         label: what a record calls the source; its weights' hash follows it.
         with_target: craft on the mean of the source's and the target's logits.
+        optional: without a source nothing is wrong, and the attack tells that it lacks one.
 
     Raises:
         ValueError: no source.
     """
 
-    source: Classifier
+    source: Classifier | None
     label: str = ""
     with_target: bool = False
+    optional: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.source):
+        if not callable(self.source) and not (self.source is None and self.optional):
             raise ValueError(
                 f"a transfer attack crafts on another network, got {self.source}; give surrogate=RUN, a run such as of "
                 "fsr train model=resnet50 strategy=natural defense=none on the same dataset, or a file of weights"
@@ -63,10 +65,14 @@ class Transfer(Wrapper):
         return self.attack(self._crafted_on(model), x, y)
 
     def lacks(self, model: Classifier, x: Tensor) -> str | None:
-        """Tell what the attack does not find on the network that it is crafted on."""
+        """Tell that there is no source, or what the attack does not find on the network that it is crafted on."""
+        if self.source is None:
+            return "no such surrogate is given"
         return super().lacks(self._crafted_on(model), x)
 
     def _crafted_on(self, model: Classifier) -> Classifier:
+        if self.source is None:
+            raise ValueError("there is no source to craft on: give one, or leave this attack out")
         return _MeanLogits(self.source, model) if self.with_target else self.source
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fsr_lab.core.cost import Cost
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.threat import Threat
-from fsr_lab.core.types import Attack, Modifier, Progress, Strategy
+from fsr_lab.core.types import Attack, Classifier, Modifier, Progress, Strategy
 from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine.checkpoints import CONFIG, AtomicCheckpointIO, checkpoint_path, load_weights
@@ -143,20 +143,26 @@ def build_attacks(cfg: DictConfig, device: torch.device | None = None) -> dict[s
 
     That goes for an attack inside another one, too.
     """
-    opened = cache(lambda source: build_surrogate(cfg, Path(source)))
 
-    def built(node: dict[str, Any]) -> Any:
-        parts = {key: part for key, part in node.items() if isinstance(part, dict) and "_target_" in part}
-        given = {key: built(part) for key, part in parts.items()}
-        if node.get("source"):
-            network, label = opened(node["source"])
-            given |= {"source": network.to(device), "label": label}
-        rest = {key: value for key, value in node.items() if key not in given}
-        # called, not merged into the node: Hydra would copy a network that it is given
-        return instantiate(rest, _convert_="all", _partial_=True)(**given)
+    @cache
+    def opened(source: str) -> tuple[Classifier, str]:
+        network, label = build_surrogate(cfg, Path(source))
+        return network.to(device), label
 
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg.evaluation.attacks, resolve=True))
-    return {name: built(node) for name, node in plain.items()}
+    return {name: assembled(node, opened) for name, node in plain.items()}
+
+
+def assembled(node: dict[str, Any], opened: Callable[[str], tuple[Classifier, str]]) -> Any:
+    """Instantiate a node from the inside out, with what `opened` gives for each `source` in it, and its label.
+
+    Called, not merged into the node: Hydra would copy a network that it is given.
+    """
+    given = {key: assembled(part, opened) for key, part in node.items() if isinstance(part, dict)}
+    if node.get("source"):
+        given |= dict(zip(("source", "label"), opened(node["source"]), strict=True))
+    rest = {key: value for key, value in node.items() if key not in given}
+    return instantiate(rest, _convert_="all", _partial_=True)(**given) if "_target_" in node else rest | given
 
 
 def build_attack(node: DictConfig) -> Attack:
