@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from fsr_lab.attack.worst_case import worst_case
 from fsr_lab.attack.wrapper import Crafter
 from fsr_lab.core.crafting import Policy
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier, Particular
 
@@ -60,6 +62,11 @@ class Family:
         """Tell what a network lacks for every one of them, if it does."""
         concerning, reasons = self.concerning(model, x)
         return None if concerning else "; ".join(dict.fromkeys(reasons.values()))
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample, a look at each attack's result among them; see `Budgeted`."""
+        each = [attack.passes(num_classes).plus(Passes(1)) for attack in self.attacks.values()]
+        return reduce(Passes.plus, each)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

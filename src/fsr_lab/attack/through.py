@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fsr_lab.core.passes import Forwards, forwards_of
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss, Target, TargetedLoss, View
 
 
@@ -33,6 +34,13 @@ class Through:
     def is_random(self) -> bool:
         """Whether `prepare` or the view draws random numbers."""
         return self.objective.is_random or self.view.is_random
+
+    @property
+    def forwards(self) -> Forwards:
+        """Forwards at most; see `forwards_of`. A view of several passes tells them as `forwards`."""
+        once, each = forwards_of(self.objective)
+        passes: int = getattr(self.view, "forwards", 1)
+        return Forwards(once * passes, each * passes)
 
     def aimed(self, target: Target) -> "Through":
         """Return the same, leading to another target."""
