@@ -13,6 +13,7 @@ from fsr_lab.attack.step_schedule import checkpoints
 from fsr_lab.core import losses
 from fsr_lab.core.crafting import REFERENCE, Policy, crafting, judging
 from fsr_lab.core.objective import DLR, CrossEntropy, TargetedDLR
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier, SampleLoss, TargetedLoss
 from fsr_lab.core.units import fraction, whole
@@ -92,6 +93,15 @@ class APGD:
         if not isinstance(self.loss, DLR | TargetedDLR):
             return self
         return replace(self, loss=self.loss.for_classes(num_classes))
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample; see `Budgeted`."""
+        runs = self.restarts * max(1, min(self.targets, num_classes - 1))
+        exits = len(range(EXIT_EVERY, self.steps, EXIT_EVERY)) if self.early_exit else 0
+        is_exact = self.policy == REFERENCE and self.eot == 1
+        looks = (runs > 1) + (0 if is_exact else exits + 1)
+        gradients = self.steps * self.eot
+        return Passes(1).plus(Passes(gradients + 1 + looks, gradients).times(runs))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
