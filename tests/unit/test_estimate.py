@@ -6,14 +6,24 @@ import pytest
 import torch
 from torch import nn
 
+from fsr_lab.attack.along_route import AlongRoute
+from fsr_lab.attack.on_aux import OnAux
 from fsr_lab.attack.pgd import PGD
+from fsr_lab.attack.through import Through
+from fsr_lab.attack.weighted_sum import WeightedSum
 from fsr_lab.core.crafting import Policy
+from fsr_lab.core.objective import CrossEntropy, KLFromClean, OnLogits
 from fsr_lab.core.passes import Forwards, Passes, forwards_of
+from fsr_lab.core.route import Route
 from fsr_lab.core.threat import Threat
+from fsr_lab.defense.fsr import FSR
 from fsr_lab.evaluation import estimate
+from fsr_lab.evaluation.counting import Counted
 from fsr_lab.evaluation.estimate import Estimate, Speed, Survivors, attacked, estimated, told
 from fsr_lab.evaluation.plan import Limit, Work
 from fsr_lab.evaluation.run import evaluate
+from fsr_lab.model.defended import attach
+from fsr_lab.model.tiny_cnn import TinyCNN
 
 THREAT = Threat(norm="linf", eps=8 / 255)
 BFLOAT = Policy(dtype="bfloat16")
@@ -40,6 +50,31 @@ def test_passes_add_up():
     assert both == Passes(13, 2, (1, 5))
     assert both.times(3) == Passes(39, 6, (3, 15))
     assert forwards_of(object()) == Forwards(1, 1)
+
+
+PLAIN, AUX = OnLogits(CrossEntropy()), OnAux(key="p_plus", loss=CrossEntropy())
+ROUTED = Through(view=AlongRoute(route=Route(part="f")), objective=PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("objective", "keep", "passes"),
+    [
+        (PLAIN, "last", (3, 3)),
+        (OnLogits(KLFromClean()), "best", (5, 3)),
+        (WeightedSum(objectives=(PLAIN, AUX), weights=(1, 1)), "best", (4, 3)),
+        (WeightedSum(objectives=(PLAIN, AUX, ROUTED), weights=(1, 0, 1)), "last", (6, 6)),
+        (WeightedSum(objectives=(PLAIN, PLAIN), weights=(1, 1)), "last", (6, 6)),
+        (ROUTED, "best", (6, 3)),
+    ],
+)
+def test_an_objective_costs_no_more_than_it_tells(objective, keep, passes):
+    model = Counted(attach(TinyCNN(num_classes=4), {"block2": FSR}, (3, 8, 8), 4))
+    attack = PGD(threat=THREAT, steps=3, relative_step=0.5, random_start=False, objective=objective, keep=keep)
+    attack(model, torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
+    assert (model.forwards, model.backwards) == passes
+    most = attack.passes(4)
+    assert model.forwards <= most.forwards <= model.forwards + forwards_of(objective).once + 1
+    assert model.backwards == most.gradients
 
 
 @pytest.mark.parametrize(
