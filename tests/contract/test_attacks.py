@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fsr_lab.attack.wrapper import lack_of
+from fsr_lab.core.crafting import crafting
+from fsr_lab.core.passes import Budgeted
 from fsr_lab.core.threat import Threat
 from fsr_lab.defense.cas import CAS
 from fsr_lab.defense.fsr import FSR
+from fsr_lab.evaluation.counting import Counted
 from fsr_lab.model.defended import attach
 from fsr_lab.model.tiny_cnn import TinyCNN
 
@@ -196,6 +199,23 @@ def test_a_plain_callable_will_do(attack_name, load_attack, batch):
     wanted = attack(model, *batch)
     torch.manual_seed(3)
     assert torch.equal(attack(lambda x: model(x), *batch), wanted)
+
+
+@pytest.mark.parametrize("eps", ["0", "8/255"])  # at 0 nobody is fooled, and every sample is attacked to the end
+def test_it_costs_no_more_than_it_tells_beforehand(attack_name, eps, load_attack, batch):
+    attack, x = brief(load_attack(attack_name, f"threat.eps={eps}")), batch[0]
+    if not isinstance(attack, Budgeted):
+        pytest.skip("tells no budget")
+    networks = mlp(), attach(TinyCNN(num_classes=4), {"block1": CAS, "block2": FSR}, (3, 8, 8), 4)
+    for network in (network for network in networks if lack_of(attack, network, x) is None):
+        most, model = attack.passes(4).times(len(x)), Counted(network)
+        y = model(x).argmax(1)  # right, so that none is spared
+        with crafting(model, attack.policy, example=x):
+            pass  # what a policy must find out about a network, once, is not the attack's cost
+        model.reset()
+        attack(model, x, y)
+        assert model.forwards <= most.forwards
+        assert model.backwards <= most.gradients
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsr_lab.attack.apgd import APGD
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.crafting import Policy
 from fsr_lab.core.hashing import state_hash
@@ -150,6 +151,13 @@ def test_costs_are_counted_per_image(classifier, data):
     assert dict(zip(record.attacks, record.backwards.tolist(), strict=True)) == {
         "clean": 0, "fgsm": 0, "pgd20": 20 * 20, "kl": 20 * 4, "margin": 20 * 5, "nothing": 0,
     }  # fmt: skip  # the first step is on the way of the twenty
+
+
+def test_an_image_shown_several_times_is_counted_once_each(classifier, data):
+    eot = APGD(threat=THREAT, steps=3, eot=5)
+    record = run(classifier, data, {"eot": eot}, doctor=False)
+    right = int(record.correct("clean").sum())
+    assert record.backwards.tolist() == [0, 3 * 5 * right]
 
 
 def test_the_look_that_folding_takes_is_not_counted(classifier, data):

@@ -12,6 +12,7 @@ from fsr_lab.attack.pgd import PGD
 from fsr_lab.attack.through import Through
 from fsr_lab.attack.wrapper import Wrapper
 from fsr_lab.core.crafting import crafting, deployed_margins
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.route import Route
 from fsr_lab.core.types import Classifier, Particular
 from fsr_lab.core.units import whole
@@ -54,6 +55,10 @@ class AlternatingMasks(Wrapper):
             with torch.no_grad():
                 return objective.lacks(_frozen(model, x[:1])(model), x[:1])
         return lack
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample, two looks of each round among them; see `Budgeted`."""
+        return self.attack.passes(num_classes).plus(Passes(2)).times(self.rounds)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

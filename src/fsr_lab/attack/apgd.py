@@ -15,6 +15,7 @@ from fsr_lab.attack.watched import Watched
 from fsr_lab.core import losses
 from fsr_lab.core.crafting import REFERENCE, Policy, crafting, judging
 from fsr_lab.core.objective import DLR, CrossEntropy, OnLogits, TargetedDLR
+from fsr_lab.core.passes import Passes, forwards_of
 from fsr_lab.core.targets import Ranked, Towards
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss
@@ -98,6 +99,18 @@ class APGD:
     def lacks(self, model: Classifier, x: Tensor) -> str | None:
         """Tell what the objective does not find on a network; see `Particular`."""
         return self.objective.lacks(model, x) if isinstance(self.objective, Particular) else None
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample; see `Budgeted`."""
+        runs = self.restarts * max(1, min(self.targets, num_classes - 1))
+        exits = len(range(EXIT_EVERY, self.steps, EXIT_EVERY)) if self.early_exit else 0
+        is_exact = self.policy == REFERENCE and self.eot == 1
+        looks = (runs > 1) + (0 if is_exact else exits + 1)
+        once, each = forwards_of(self.objective)
+        # an objective of its own passes may leave the iterate's logits to be asked for
+        asks = 0 if not hasattr(self.objective, "forwards") else self.steps + 1
+        gradients = self.steps * self.eot * each
+        return Passes(1).plus(Passes(once + gradients + each + asks + looks, gradients).times(runs))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

@@ -11,6 +11,7 @@ from torch.linalg import vector_norm
 from fsr_lab.core.box_projection import move_onto_plane
 from fsr_lab.core.crafting import Policy, crafting, judging
 from fsr_lab.core.losses import margin
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.precision import full_precision
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier
@@ -71,6 +72,13 @@ class FAB:
     def is_random(self) -> bool:
         """Whether it draws random numbers."""
         return self.restarts > 1
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample; see `Budgeted`."""
+        wrong = num_classes - 1
+        turns, rivals = (min(self.targets, wrong), 1) if self.targets else (1, wrong)
+        run = Passes(2 * self.steps + 2, rivals * self.steps)
+        return Passes(1).plus(run.times(turns * self.restarts))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

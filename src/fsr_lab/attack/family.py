@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from fsr_lab.attack.composite import Composite, check_alike
 from fsr_lab.attack.worst_case import worst_case
 from fsr_lab.attack.wrapper import Crafter, lack_of
 from fsr_lab.core.crafting import judging
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.types import Classifier
 
 
@@ -55,6 +57,11 @@ class Family(Composite):
         """Tell why none of them concerns a network, if none does."""
         found, reasons = self.concerning(model, x)
         return None if found else "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample, a look at each attack's result among them; see `Budgeted`."""
+        each = [attack.passes(num_classes).plus(Passes(1)) for attack in self.attacks.values()]
+        return reduce(Passes.plus, each)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsr_lab.attack.along_route import AlongRoute
 from fsr_lab.core.objective import TargetedMargin
+from fsr_lab.core.passes import Forwards
 from fsr_lab.core.route import Route
 from fsr_lab.core.types import Classifier, Target, TargetedLoss
 
@@ -34,6 +35,7 @@ class Hijack:
     loss: ClassVar[TargetedLoss] = TargetedMargin()
     reads_aux: ClassVar[bool] = True
     """So that the deployed pass serves the objectives beside it, too."""
+    forwards: ClassVar[Forwards] = Forwards(once=1, each=2)
 
     @property
     def is_random(self) -> bool:

@@ -8,6 +8,7 @@ from fsr_lab.attack.pgd import PGD
 from fsr_lab.attack.worst_case import worst_case
 from fsr_lab.attack.wrapper import Wrapper
 from fsr_lab.core.crafting import judging
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.targets import Ranked, Towards
 from fsr_lab.core.types import Classifier, TargetedLoss
 from fsr_lab.core.units import whole
@@ -36,6 +37,11 @@ class MultiTargeted(Wrapper):
     def __post_init__(self) -> None:
         whole("targets", self.targets, 1)
 
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample, a look at each run's result among them; see `Budgeted`."""
+        run = self._towards(1).passes(num_classes).plus(Passes(1))
+        return Passes(1).plus(run.times(min(self.targets, num_classes - 1)))
+
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
 
@@ -46,5 +52,7 @@ class MultiTargeted(Wrapper):
         """
         with judging(model) as deployed:
             wrong = deployed(x[:1]).shape[1] - 1
-        objectives = (Towards(loss=self.loss, target=Ranked(rank=rank + 1)) for rank in range(min(self.targets, wrong)))
-        return worst_case((replace(self.attack, objective=objective) for objective in objectives), model, x, y)
+        return worst_case((self._towards(rank + 1) for rank in range(min(self.targets, wrong))), model, x, y)
+
+    def _towards(self, rank: int) -> PGD:
+        return replace(self.attack, objective=Towards(loss=self.loss, target=Ranked(rank=rank)))

@@ -16,6 +16,7 @@ from fsr_lab.attack.translation import Translation
 from fsr_lab.attack.watched import Watched
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
+from fsr_lab.core.passes import Passes, forwards_of
 from fsr_lab.core.suggest import unknown
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Classifier, Objective, Particular, SampleLoss
@@ -98,6 +99,13 @@ class PGD:
         draws = self.random_start or self.jitter > 0 or self.noise or self.diversity is not None
         return draws or self.objective.is_random
 
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample; see `Budgeted`."""
+        once, each = forwards_of(self.objective)
+        is_shown = self.diversity is None and (self._reads_aux or not hasattr(self.objective, "forwards"))
+        looks = 0 if is_shown or (self.keep == "last" and self.patience is None) else self.steps
+        return Passes(once + self.steps * each + looks + (self.keep == "best"), self.steps * each)
+
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.
 
@@ -154,7 +162,7 @@ class PGD:
             x, y = x.detach().clone(), y.clone()
             with torch.no_grad():
                 prepared = self.objective.prepare(attacked, x, y)
-            seen = Watched(attacked, with_aux=getattr(self.objective, "reads_aux", False))
+            seen = Watched(attacked, with_aux=self._reads_aux)
             patience = None if self.patience is None else Patience(y, self.patience)
             best = BestIterate(x, y) if self.keep == "best" else None
             x_adv, followed = self._start(x) if start is None else start.detach().clone(), None
@@ -184,6 +192,10 @@ class PGD:
                 if step in at:
                     found[step] = x_adv if best is None else best.after(x_adv, seen.logits_on(x_adv))
         return found, first
+
+    @property
+    def _reads_aux(self) -> bool:
+        return bool(getattr(self.objective, "reads_aux", False))
 
     def _start(self, x: Tensor) -> Tensor:
         if not self.random_start:

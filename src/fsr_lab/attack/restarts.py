@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fsr_lab.attack.worst_case import worst_case
 from fsr_lab.attack.wrapper import Wrapper
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.types import Classifier
 from fsr_lab.core.units import whole
 
@@ -33,6 +34,10 @@ class Restarts(Wrapper):
             raise ValueError(
                 f"{self.restarts} runs of an attack that draws nothing are all the same; give attack.random_start=true"
             )
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample, a look at each run's result among them; see `Budgeted`."""
+        return self.attack.passes(num_classes).plus(Passes(1)).times(self.restarts)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsr_lab.core.crafting import Policy, crafting, deployed_margins
 from fsr_lab.core.losses import margin
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier
 from fsr_lab.core.units import fraction, whole
@@ -56,6 +57,11 @@ class SPSA:
             object.__setattr__(self, name, fraction(getattr(self, name)))
             if getattr(self, name) == 0:
                 raise ValueError(f"expected {name} above 0, got 0")
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample; see `Budgeted`."""
+        step = 2 * self.directions + 1
+        return Passes(1 + self.queries // step * step)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

@@ -10,6 +10,7 @@ from torch import Tensor
 from fsr_lab.attack.square_moves import MOVES
 from fsr_lab.core.crafting import Policy, crafting, deployed_margins
 from fsr_lab.core.losses import margin
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier
 from fsr_lab.core.units import fraction, whole
@@ -64,6 +65,11 @@ class Square:
     def share(self, proposal: int) -> float:
         """Return the share of the image that the squares of a proposal cover; proposals count from 0."""
         return self.p_init * 0.5 ** sum(proposal > last for last in SCHEDULE)
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample; see `Budgeted`."""
+        looks = 1 if self.policy == Policy() else 1 + math.ceil(self.queries / CONFIRM_EVERY)
+        return Passes(1).plus(Passes(1 + self.queries + looks).times(self.restarts))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fsr_lab.attack.composite import Composite, check_alike
 from fsr_lab.attack.wrapper import Crafter, lack_of
 from fsr_lab.core.crafting import deployed_margins
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.types import Classifier, StartsAnywhere
 
 
@@ -51,6 +53,10 @@ class Stages(Composite):
     def lacks(self, model: Classifier, x: Tensor) -> str | None:
         """Tell what the first of the stages that misses something misses."""
         return next((lack for each in self.members if (lack := lack_of(each, model, x)) is not None), None)
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most passes of a sample, a look at each stage's result among them; see `Budgeted`."""
+        return reduce(Passes.plus, [each.passes(num_classes).plus(Passes(1)) for each in self.members])
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fsr_lab.attack.watched import Watched
+from fsr_lab.core.passes import Forwards, forwards_of
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss, Target, TargetedLoss, View
 
 
@@ -39,6 +40,13 @@ class Through:
     def reads_aux(self) -> bool:
         """Whether the objective reads auxiliary tensors, so that one pass with them serves all."""
         return getattr(self.objective, "reads_aux", False)
+
+    @property
+    def forwards(self) -> Forwards:
+        """Forwards at most; see `forwards_of`. A view of several passes tells them as `forwards`."""
+        once, each = forwards_of(self.objective)
+        passes: int = getattr(self.view, "forwards", 1)
+        return Forwards(once * passes, each * passes)
 
     def aimed(self, target: Target) -> "Through":
         """Return the same, leading to another target where the objective leads to one."""

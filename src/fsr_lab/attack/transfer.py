@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fsr_lab.attack.wrapper import Wrapper
 from fsr_lab.core.hashing import state_hash
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.types import Classifier
 
 
@@ -53,6 +54,12 @@ class Transfer(Wrapper):
     def exact_on_linear(self) -> bool:
         """Never: the worst point of the source need not be the target's."""
         return False
+
+    def passes(self, num_classes: int) -> Passes:
+        """Return the most of a sample through the source, none of the target's or as many; see `Budgeted`."""
+        forwards, gradients, elsewhere = self.attack.passes(num_classes)
+        own = (forwards, gradients) if self.with_target else (0, 0)
+        return Passes(*own, (forwards + elsewhere[0], gradients + elsewhere[1]))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Return x_adv (N, C, H, W), detached, in the threat set around x.

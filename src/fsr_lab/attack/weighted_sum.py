@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fsr_lab.core.passes import Forwards, forwards_of
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss, Target, TargetedLoss
 
 
@@ -47,6 +48,15 @@ class WeightedSum:
     def reads_aux(self) -> bool:
         """Whether it reads auxiliary tensors, so that one pass with them serves all."""
         return any(getattr(objective, "reads_aux", False) for objective in self.objectives)
+
+    @property
+    def forwards(self) -> Forwards:
+        """Forwards at most; see `forwards_of`. Objectives that ask the network itself share a pass with its tensors."""
+        once = sum(forwards_of(objective).once for objective in self.objectives)
+        summed = [objective for objective, weight in zip(self.objectives, self.weights, strict=True) if weight]
+        own = sum(forwards_of(objective).each for objective in summed if hasattr(objective, "forwards"))
+        shared = sum(not hasattr(objective, "forwards") for objective in summed)
+        return Forwards(once, own + (min(shared, 1) if self.reads_aux else shared))
 
     def aimed(self, target: Target) -> "WeightedSum":
         """Return the sum with every objective that leads to a class leading to another one."""

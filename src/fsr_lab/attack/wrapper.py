@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fsr_lab.core.crafting import Policy
+from fsr_lab.core.passes import Passes
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Attack, Classifier, Particular
 
@@ -21,6 +22,7 @@ class Crafter(Attack, Protocol):
     def is_random(self) -> bool: ...
     @property
     def exact_on_linear(self) -> bool: ...
+    def passes(self, num_classes: int) -> Passes: ...
 
 
 @dataclass(frozen=True, kw_only=True)

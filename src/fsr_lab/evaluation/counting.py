@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fsr_lab.core.route import Route
@@ -71,7 +72,8 @@ class Counted(nn.Module):
 
     def _count(self, x: Tensor, call: Callable[[Tensor], Any]) -> Any:
         self.count.forwards += len(x)
-        if x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
+            x = x.view_as(x)  # of this call alone: hooks on an image that is shown again would count again
             x.register_hook(self._count_backward)
         return call(x)
 

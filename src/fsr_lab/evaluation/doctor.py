@@ -70,7 +70,11 @@ def examine(model: Classifier, x: Tensor, y: Tensor, threat: Threat) -> tuple[Fi
     Returns:
         A finding per check that was run. What the network raises during a check fails it; nothing else is raised.
     """
-    subject = Subject(model, x, y, threat)
+    return examined(Subject(model, x, y, threat))
+
+
+def examined(subject: Subject) -> tuple[Finding, ...]:
+    """Examine a network as `examine` does; what the passes were worth stays with the subject."""
     findings: dict[str, Finding] = {}
     with subject.at_rest():
         for name, check in EXAMINATION.items():

@@ -24,9 +24,11 @@ from fsr_lab.evaluation.cell import Cell, cell_seed, run_cells
 from fsr_lab.evaluation.chains import ordered, with_families
 from fsr_lab.evaluation.concern import concerned
 from fsr_lab.evaluation.counting import Counted
-from fsr_lab.evaluation.doctor import examine, review
+from fsr_lab.evaluation.doctor import examined, review
+from fsr_lab.evaluation.estimate import Survivors, announce, attacked
 from fsr_lab.evaluation.ledger import Ledger
 from fsr_lab.evaluation.plan import Work, check_names, columns, fitted, plan, settings, untouched
+from fsr_lab.evaluation.subject import STEPS, Subject
 
 CODE = source_hash("attack", "core", "defense", "evaluation", "model")
 """Of the source that decides what a cell holds, as it was when it was imported: other code has another ledger."""
@@ -116,10 +118,10 @@ def evaluate(
             print(finding.text, file=sys.stderr, flush=True)
     works = plan(attacks, orders, members, limits=limits, may_share=is_deterministic)
     doctor = doctor and bool(attacks)  # clean accuracy alone is no robustness
+    x, y = (torch.cat(parts)[:EXAMINED] for parts in zip(*chunks[: -(-EXAMINED // chunk)], strict=True))
+    subject = Subject(model, x, y, threat)
     if doctor:
-        few = chunks[: -(-EXAMINED // chunk)]
-        x, y = (torch.cat(parts)[:EXAMINED] for parts in zip(*few, strict=True))
-        findings += examine(model, x, y, threat)
+        findings += examined(subject)
     policies = {policy for attack in attacks.values() if isinstance(policy := getattr(attack, "policy", None), Policy)}
     for policy in policies:
         with crafting(counted, policy, example=chunks[0][0]):
@@ -135,6 +137,13 @@ def evaluate(
         identity = {"weights": hashes.get("weights", ""), "about": about} | _identity(chunks, threat, seed, chunk)
         book = Ledger(ledger, identity)
         _recognise(counted, chunks, mine, book, threat, seed)
+    if shard[0] == 0:
+        survivors = _survivors(subject)
+        samples = {
+            work.attacks[-1]: attacked(work, [len(chunks[i][1]) for i in _missing(book, work, column, mine)], survivors)
+            for work in works[1:]
+        }
+        announce(counted, x, y, attacks, samples, num_classes, survivors)
     runnable = {CLEAN: untouched} | attacks
     for work in works:
         last = work.attacks[-1]
@@ -190,6 +199,18 @@ def _chains(orders: Mapping[str, Asked], members: Mapping[str, Sequence[str]]) -
         name for name, order in orders.items() if not order.own or any(members[unit] for unit in order.own)
     ]  # fmt: skip
     return {"chains": {name: run[name] for name in kept}, "asked": {name: orders[name] for name in kept}}
+
+
+def _survivors(subject: Subject) -> Survivors:
+    """Return how many samples attacks will be left with, as far as the doctor looked."""
+    if subject.withstood is None:
+        return Survivors()
+    return Survivors(*subject.withstood, f"under PGD-{max(STEPS)} on {len(subject.y)} images")
+
+
+def _missing(book: Ledger, work: Work, column: Mapping[str, str], mine: Sequence[int]) -> list[int]:
+    """Return the chunks of which the ledger lacks a cell."""
+    return [index for index in mine if any(book.find(column[attack], index) is None for attack in work.attacks)]
 
 
 def _settled(book: Ledger, work: Work, column: Mapping[str, str], index: int) -> NDArray[np.bool_] | None:

@@ -76,6 +76,11 @@ class Subject:
         found = self._pgd(self.threat).iterates(self.model, self.x, self.y, at=STEPS)
         return {steps: self.accuracy(found[steps]) for steps in STEPS}
 
+    @property
+    def withstood(self) -> tuple[float, float] | None:
+        """Accuracy on the images as they are and after the most steps of PGD; None where no check asked for both."""
+        return (self.clean, self.climb[max(STEPS)]) if {"clean", "climb"} <= vars(self).keys() else None
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits without gradients."""
         with torch.no_grad():
