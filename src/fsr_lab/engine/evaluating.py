@@ -72,6 +72,7 @@ def evaluate_weights(
         shard=shard or (0, 1),
         chunk=cfg.chunk,
         keep_images=cfg.keep_images,
+        deep=is_deep(cfg) and shard is None,  # a shard's record is thrown away
         name=name,
         command=command,
         data_hash=data.data_hash,
@@ -96,6 +97,14 @@ def chains(cfg: DictConfig) -> dict[str, list[str]]:
         return {EVERYTHING: [str(attack) for attack in cfg.evaluation.attacks]}
     node = cfg.evaluation.get("chains") or {}
     return cast(dict[str, list[str]], OmegaConf.to_container(OmegaConf.create(node), resolve=True))
+
+
+def is_deep(cfg: DictConfig) -> bool:
+    """Tell whether the evaluation asks for a deep examination."""
+    deep = cfg.evaluation.get("deep", False)
+    if not isinstance(deep, bool):
+        raise ValueError(f"expected evaluation.deep to be true or false, got {deep!r}")
+    return deep
 
 
 def ledger_folder(cfg: DictConfig, model: DefendedModel, data: ImageDataModule) -> Path | None:
