@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fsr_lab.core.explain import explanations
+from fsr_lab.core.explain import explanation, explanations
 from fsr_lab.core.files import write_text
 from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.report.columns import HEADINGS
 from fsr_lab.report.paired import Comparison, compare
 from fsr_lab.report.table import Table, accuracy_table
+from fsr_lab.report.verdict import rules_table, verdict
 
 
 def find_records(folder: Path) -> list[tuple[Path, EvaluationRecord]]:
@@ -42,6 +43,8 @@ def write_report(folder: Path) -> tuple[Table, Path]:
         *([notes] if notes else []),
         "## Robust accuracy\n",
         table.markdown(),
+        "## Verdict\n",
+        _verdicts(records),
         "## Findings\n",
         _findings(records),
         "## Cost\n",
@@ -99,6 +102,12 @@ def _records_at(place: Path) -> dict[str, EvaluationRecord]:
     return {path.relative_to(place).as_posix(): record for path, record in find_records(place)}
 
 
+def _verdicts(records: Sequence[EvaluationRecord]) -> str:
+    """Return a line for each record, what the words mean, and the rules."""
+    lines = [f"- {record.name}: {verdict(record).sentence}" for record in records]
+    return "\n".join([*lines, "", explanation("verdict"), "", rules_table()])
+
+
 def _findings(records: Sequence[EvaluationRecord]) -> str:
     """Return what the checks of each record found, and an explanation of every check that did not pass."""
     lines, told = [], set()
@@ -153,12 +162,18 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
                 "backwards": dict(zip(record.attacks, record.backwards.tolist(), strict=True)),
                 "chains": dict(record.chains), "settings": dict(record.settings),
                 "findings": [finding._asdict() for finding in record.findings],
+                "verdict": _judged(record),
                 "provenance": record.provenance.as_dict(),
             }
             for path, record in found
         ],
         "note": table.note,
     }  # fmt: skip
+
+
+def _judged(record: EvaluationRecord) -> dict[str, Any]:
+    kind, sentence, evidence = verdict(record)
+    return {"kind": kind, "sentence": sentence, "evidence": [found._asdict() for found in evidence]}
 
 
 def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> str:

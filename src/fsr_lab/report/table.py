@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rich.console import Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, Value, united, value
+from fsr_lab.report.verdict import verdict
 
 NOTE = "Accuracy in percent on n test images, with Wilson's 95 % interval."
 ENSEMBLE_NOTE = (
@@ -32,10 +35,17 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of accuracies under common headings; a missing value is None."""
+    """Rows of accuracies under common headings; a missing value is None.
+
+    Attributes:
+        headings: of the columns.
+        rows: a record each.
+        verdicts: a sentence for each row, on whether its numbers are real.
+    """
 
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
+    verdicts: tuple[str, ...]
 
     @property
     def note(self) -> str:
@@ -49,8 +59,8 @@ class Table(NamedTuple):
             note += DAGGER_NOTE
         return note
 
-    def rich(self) -> RichTable:
-        """Return the table for a terminal."""
+    def rich(self) -> Group:
+        """Return the table for a terminal, and under it the verdicts, each with the rows that it is of."""
         table = RichTable(caption=self.note, caption_justify="left", caption_style="dim")
         table.add_column("model")
         table.add_column("threat")
@@ -58,7 +68,10 @@ class Table(NamedTuple):
             table.add_column(heading, justify="right")
         for name, threat, n, values in self.rows:
             table.add_row(name, threat, str(n), *[_stacked(value) for value in values])
-        return table
+        told: dict[str, list[str]] = {}
+        for row, sentence in zip(self.rows, self.verdicts, strict=True):
+            told.setdefault(sentence, []).append(row.name)
+        return Group(table, *(Text(f"{', '.join(names)}: {sentence}") for sentence, names in told.items()))
 
     def markdown(self) -> str:
         """Return the table as GitHub's Markdown, with its note."""
@@ -115,7 +128,9 @@ def accuracy_table(records: Sequence[EvaluationRecord]) -> Table:
         )
         for record in records
     )
-    return Table(tuple(column.heading for column in columns), rows)
+    return Table(
+        tuple(column.heading for column in columns), rows, tuple(verdict(record).sentence for record in records)
+    )
 
 
 def _stacked(value: Value | None) -> str:

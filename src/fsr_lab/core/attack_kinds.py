@@ -1,0 +1,45 @@
+"""What a record tells of its attacks: whether they see the network's gradients, their steps, which are adaptive."""
+
+import re
+from collections.abc import Mapping
+
+from fsr_lab.core.record import CLEAN, EvaluationRecord
+
+GRADIENT_FREE = re.compile(r"\b(Square|NAttack|SPSA|Transfer)\(")
+"""Attacks that no gradient of the attacked network can mislead, by their settings' text."""
+TRANSFER = re.compile(r"\bTransfer\(")
+STEPS = re.compile(r"\bsteps=(\d+)")
+FAMILY = re.compile(r"a(?:10|[1-9])")
+"""How families of adaptive attacks are called: a1 to a10 (METHOD §7)."""
+
+
+def is_gradient_free(record: EvaluationRecord, name: str) -> bool:
+    """Tell whether an attack needs no gradient of the attacked network."""
+    return GRADIENT_FREE.search(record.settings.get(name, "")) is not None
+
+
+def is_transfer(record: EvaluationRecord, name: str) -> bool:
+    """Tell whether an attack crafts on another network."""
+    return TRANSFER.search(record.settings.get(name, "")) is not None
+
+
+def steps_of(record: EvaluationRecord, name: str) -> int:
+    """Return how many steps an attack takes, 0 where its settings tell none."""
+    found = STEPS.search(record.settings.get(name, ""))
+    return int(found[1]) if found else 0
+
+
+def adaptive_families(record: EvaluationRecord) -> Mapping[str, tuple[str, ...]]:
+    """Return {family: its own attacks}: those called "a1/NAME", or else the chain a1 but for what other chains hold."""
+    shared = {name for chain, members in record.chains.items() if not FAMILY.fullmatch(chain) for name in members}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in record.attacks:
+        family, slash, _ = name.partition("/")
+        if slash and FAMILY.fullmatch(family):
+            found[family] = (*found.get(family, ()), name)
+    named = {name for members in found.values() for name in members}
+    for family, chain in record.chains.items():
+        own = tuple(name for name in chain if name not in shared | named | {CLEAN})
+        if FAMILY.fullmatch(family) and family not in found and own:
+            found[family] = own
+    return found
