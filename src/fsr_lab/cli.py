@@ -118,21 +118,20 @@ def doctor(session: Session, cfg: DictConfig) -> None:
     """Examine a trained network, review its records, and print what was found; or explain one check."""
     from rich.console import Console
 
-    from fsr_lab.core.explain import explanation
+    from fsr_lab.report.doctor import diagnosis, told
 
     if cfg.explain is not None:
-        print(explanation(cfg.explain))
+        print(told(cfg.explain))
         return
     from fsr_lab.engine import build
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.consultation import consult
     from fsr_lab.engine.evaluating import best_device, loaded_network
-    from fsr_lab.report.doctor import diagnosis
 
     cfg, name, weights = chosen_network(cfg)
     found = consult(
         loaded_network(cfg, weights), engine.opened_data(cfg), build.build_threat(cfg), name=name, samples=cfg.samples,
-        device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
+        device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run), deep=cfg.deep,
     )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(diagnosis(*found))
     if found.has_failed:
@@ -405,7 +404,7 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
 
     `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
     `evaluate attack=[X,Y]` replaces the set; `prepare dataset=all` is every dataset in turn; `cost model=X,Y` a table
-    of both; `train resume=DIR` repeats the overrides that DIR was started with, in that directory.
+    of both; `doctor --deep` is deep=true; `train resume=DIR` repeats the overrides that DIR was started with, there.
     """
     words = []
     for word in argv:
@@ -413,6 +412,8 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
             words.append(f"attack@strategy.{'base.' if has_base(argv) else ''}{word}")
         elif verb == "train" and word.startswith("strategy.base="):
             words.append("strategy@" + word)
+        elif verb == "doctor" and word == "--deep":
+            words.append("deep=true")
         elif verb == "prepare" and word == "dataset=all":
             words.append("all=true")
         elif verb == "evaluate" and word.startswith("attack="):
