@@ -320,11 +320,23 @@ def test_noise_that_training_alone_has_is_looked_at(trained, data, size, verdict
     assert (abs(found.value) > 0.1) == (verdict == "warn")
 
 
-def test_noise_that_undoes_attacks_is_told(trained, data):
-    net = nn.Sequential(TrainingNoise(0.05), trained()).eval()
-    found = finding("training-noise", net, data, Threat(norm="linf", eps=0.06))
-    assert "on PGD's images" in found.text
-    assert "with the training noise" in found.text
+@pytest.mark.parametrize(
+    ("deployed", "noisy", "verdict", "value"),
+    [
+        ((1, 0), (0.91, 0.24), "pass", 0.24),
+        ((1, 0), (0.89, 0.1), "warn", -0.11),
+        ((1, 0), (1, 0.26), "warn", 0.26),
+        ((0.5, 0.5), (0.5, 0.24), "warn", -0.26),
+    ],
+)
+def test_noise_may_undo_more_of_the_attacks_than_of_the_clean_images(deployed, noisy, verdict, value):
+    clean, adversarial = torch.zeros(64), torch.ones(64)
+    examined = SimpleNamespace(
+        modules=[TrainingNoise(1)], model=nn.Identity(), x=clean, adversarial=adversarial, clean=deployed[0],
+        climb={10: deployed[1]}, accuracy=lambda images: noisy[images is adversarial],
+    )  # fmt: skip
+    found = DEEP["training-noise"].run(examined)
+    assert (found.verdict, found.value) == (verdict, pytest.approx(value))
 
 
 def wrong_way(net):
