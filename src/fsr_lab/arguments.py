@@ -17,7 +17,8 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
 
     `train attack=X` is the training attack, `train strategy.base=X` the strategy under fat, cat and s2o;
     `evaluate attack=[X,Y]` replaces the set; `prepare dataset=all` is every dataset in turn; `cost model=X,Y` a table
-    of both; `train resume=DIR` repeats the overrides that DIR was started with, in that directory.
+    of both; `doctor --deep` is deep=true; `train resume=DIR` repeats the overrides that DIR was started
+    with, in that directory.
     """
     words = []
     for word in argv:
@@ -28,6 +29,8 @@ def translate(verb: str, argv: Sequence[str]) -> list[str]:
         elif verb in ("train", "evaluate") and word.lstrip("+").startswith("surrogate_model="):
             added = "+" if verb == "train" else ""
             raise ValueError(f"a network is an option of its group; give {added}model@{word.lstrip('+')}")
+        elif verb == "doctor" and word == "--deep":
+            words.append("deep=true")
         elif verb == "prepare" and word == "dataset=all":
             words.append("all=true")
         elif verb == "evaluate" and word.startswith("attack="):

@@ -115,22 +115,21 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
 
 def doctor(session: Session, cfg: DictConfig) -> None:
     """Examine a trained network, review its records, and print what was found; or explain one check."""
-    from fsr_lab.core.explain import explanation
+    from fsr_lab.report.doctor import diagnosis, told
 
     if cfg.explain is not None:
-        print(explanation(str(cfg.explain)))
+        print(told(str(cfg.explain)))
         return
     from fsr_lab.engine import build
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.chosen import chosen_network
     from fsr_lab.engine.consultation import consult
     from fsr_lab.engine.evaluating import best_device, loaded_network
-    from fsr_lab.report.doctor import diagnosis
 
     cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     found = consult(
         loaded_network(cfg, weights), engine.opened_data(cfg), build.build_threat(cfg), name=name, samples=cfg.samples,
-        device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run),
+        device=best_device(cfg.device), run=None if cfg.run is None else Path(cfg.run), deep=cfg.deep,
     )  # fmt: skip
     show(diagnosis(*found))
     if found.has_failed:

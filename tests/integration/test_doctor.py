@@ -9,7 +9,9 @@ import torch
 
 from fsr_lab.core.explain import explanations
 from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.evaluation import deep_checks, subject
 from fsr_lab.evaluation.doctor import EXAMINATION
+from fsr_lab.report.verdict import rules_table
 
 NETWORK = ("dataset=toy", "model=tiny_cnn", "model.batch_norm=true", "device=cpu")
 
@@ -114,3 +116,50 @@ def test_its_help_says_what_the_exit_code_means(fsr):
     assert outcome.out.startswith("fsr doctor: ")
     assert "exit code is 1 where a check fails" in outcome.out
     assert "model: " in outcome.out
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Make long attacks short."""
+    monkeypatch.setattr(deep_checks, "QUERIES", 20)
+    for module in (subject, deep_checks):
+        monkeypatch.setattr(module, "LONG", (1, 2, 3, 4))
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("flag", ["--deep", "deep=true"])
+def test_a_deep_examination_adds_its_checks_and_the_verdicts(fsr, trained, flag):
+    outcome = fsr("doctor", f"run={trained.run}", "device=cpu", flag, "samples=16")
+    assert outcome.code in (0, 1), outcome.err
+    for check in ("loss-rises", "thousand-steps", "eps-ladder", "black-box"):
+        assert row(outcome, check)
+    name = EvaluationRecord.load(trained.run / "records" / "last.json").name
+    lines = outcome.out.partition("\nverdict\n")[2].splitlines()
+    (network,) = [line for line in lines if line.startswith(f"{name}: ")]
+    assert re.match(f"{re.escape(name)}: (masked|not tested): ", network)
+    assert f"record of {name}: not tested: no adaptive attack was run; give evaluation=adaptive" in lines
+
+
+def test_without_it_there_is_no_verdict_and_it_is_yes_or_no(fsr, trained):
+    outcome = fsr("doctor", f"run={trained.run}", "device=cpu", "samples=16")
+    assert "black-box" not in outcome.out
+    assert "verdict\n" not in outcome.out
+    line = fsr("doctor", f"run={trained.run}", "device=cpu", "deep=perhaps").refusal()
+    assert "expected deep to be true or false, got 'perhaps'" in line
+
+
+def test_the_help_tells_of_it_and_the_rules_are_told(fsr):
+    assert "--deep" in fsr("doctor", "--help").out
+    assert fsr("doctor", "explain=verdict").out == f"{explanations()['verdict']}\n\n{rules_table()}"
+
+
+@pytest.mark.usefixtures("brief")
+def test_an_evaluation_may_ask_for_it_and_prints_the_verdict(fsr, trained):
+    outcome = fsr("evaluate", f"run={trained.run}", "attack=fgsm", "+evaluation.deep=true", "trainer.devices=1")
+    assert outcome.code == 0, outcome.err
+    assert "not tested: no adaptive attack was run; give evaluation=adaptive" in outcome.out
+    (report,) = [line.removeprefix("report: ") for line in outcome.out.splitlines() if line.startswith("report: ")]
+    (path,) = Path(report).parent.glob("records/*.json")
+    assert "black-box" in {finding.check for finding in EvaluationRecord.load(path).findings}
+    line = fsr("evaluate", f"run={trained.run}", "attack=fgsm", "+evaluation.deep=7", "trainer.devices=1").refusal()
+    assert "expected evaluation.deep to be true or false, got 7" in line

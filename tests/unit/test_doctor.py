@@ -12,7 +12,7 @@ from fsr_lab.core.explain import explanation, explanations
 from fsr_lab.core.record import Finding
 from fsr_lab.core.threat import Threat
 from fsr_lab.evaluation.counting import Counted
-from fsr_lab.evaluation.doctor import EXAMINATION, REVIEW, examine, left_out
+from fsr_lab.evaluation.doctor import DEEP, EXAMINATION, REVIEW, examine, left_out
 
 LINF = Threat(norm="linf", eps=16 / 255)
 
@@ -339,7 +339,7 @@ def test_without_an_image_there_is_nothing_to_examine(net, data):
 
 
 def test_every_check_is_explained_and_nothing_else():
-    assert list(explanations()) == [*EXAMINATION, *REVIEW, "classes", "concerns"]
+    assert list(explanations()) == [*EXAMINATION, *DEEP, *REVIEW, "classes", "concerns", "verdict"]
     for check, paragraph in explanations().items():
         assert paragraph.startswith("Measured: ")
         assert re.search(r"Why(:|\s+and\s+what\s+to\s+do:)", paragraph)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fsr_lab.core.hashing import state_hash
-from fsr_lab.core.record import Finding
+from fsr_lab.core.record import EvaluationRecord, Finding
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
@@ -23,10 +23,12 @@ class Consultation(NamedTuple):
     Attributes:
         findings: of the network by its name, and of each of its records, which also tells what was left out.
         left_out: checks of the network that were not run.
+        records: those reviewed, by the name of their findings, to be judged; None where no verdict is wanted.
     """
 
     findings: Mapping[str, tuple[Finding, ...]]
     left_out: tuple[str, ...]
+    records: Mapping[str, EvaluationRecord] | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -43,6 +45,7 @@ def consult(
     samples: int,
     device: torch.device,
     run: Path | None,
+    deep: bool = False,
 ) -> Consultation:
     """Examine a network, and review what its run recorded of these very weights.
 
@@ -54,19 +57,25 @@ def consult(
         samples: how many test images, from the first.
         device: to compute on.
         run: its run directory; None where the weights came alone.
+        deep: examine the network deeply, and hand the records over for a verdict.
 
     Raises:
-        ValueError: no samples, or a threat in which there is nothing to attack.
+        ValueError: no samples, a threat in which there is nothing to attack, or a `deep` that is no truth value.
     """
+    if not isinstance(deep, bool):
+        raise ValueError(f"expected deep to be true or false, got {deep!r}")
     check_threat(threat)
     whole("samples", samples, 1)
     x, y = next(iter(data.test_batches(device, limit=samples)))
-    examined = examine(model.to(device), x, y, threat)
+    examined = examine(model.to(device), x, y, threat, deep=deep)
     weights = state_hash(model.state_dict())
-    records = [] if run is None else load_records(run)
-    reviewed = {
-        f"record of {record.name}": (*review(record), *(each for each in record.findings if each.verdict == "skip"))
-        for record in records
+    records = {
+        f"record of {record.name}": record
+        for record in ([] if run is None else load_records(run))
         if record.provenance.hashes.get("weights") == weights
     }
-    return Consultation({name: examined, **reviewed}, left_out(examined))
+    reviewed = {
+        name: (*review(record), *(each for each in record.findings if each.verdict == "skip"))
+        for name, record in records.items()
+    }
+    return Consultation({name: examined, **reviewed}, left_out(examined, deep=deep), records if deep else None)

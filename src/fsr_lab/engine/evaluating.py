@@ -106,6 +106,7 @@ def evaluate_weights(
         shard=shard or (0, 1),
         chunk=cfg.chunk,
         keep_images=cfg.keep_images,
+        deep=is_deep(cfg) and shard is None,  # a shard's record is thrown away
         name=name,
         command=command,
         data_hash=data.data_hash,
@@ -157,6 +158,14 @@ def samples(cfg: DictConfig) -> int | None:
 def _plain(cfg: DictConfig, key: str) -> dict[str, Any]:
     node = cfg.evaluation.get(key) or {}
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(node), resolve=True))
+
+
+def is_deep(cfg: DictConfig) -> bool:
+    """Tell whether the evaluation asks for a deep examination."""
+    deep = cfg.evaluation.get("deep", False)
+    if not isinstance(deep, bool):
+        raise ValueError(f"expected evaluation.deep to be true or false, got {deep!r}")
+    return deep
 
 
 def ledger_folder(cfg: DictConfig, model: DefendedModel, data: ImageDataModule) -> Path | None:

@@ -60,7 +60,7 @@ def falls_with_eps(subject: Subject) -> Finding:
         text = f"{said}; there every image can be the same grey one, and {subject.commonest:.1%} is the most possible"
         return Finding("falls-with-eps", "fail", rungs[grey], text)
     rise = max(after - before for before, after in pairwise(ladder))
-    if _verdict(rise, subject) != "pass":
+    if graded(rise, len(subject.x)) != "pass":
         return Finding("falls-with-eps", "warn", rise, f"{said}: it rises by {rise:.1%} with a larger radius")
     return Finding("falls-with-eps", "pass", rungs[grey], said)
 
@@ -72,7 +72,7 @@ def falls_with_steps(subject: Subject) -> Finding:
     rises = [climb[after] - climb[before] for before, after in pairwise(counts)]
     rise = max(*rises, climb[counts[-1]] - subject.fgsm)
     said = f"accuracy {subject.fgsm:.1%} under FGSM, " + ", ".join(f"{climb[n]:.1%} under PGD-{n}" for n in counts)
-    verdict = _verdict(rise, subject)
+    verdict = graded(rise, len(subject.x))
     if verdict != "pass":
         said += f": it rises by {rise:.1%} with more steps, which a gradient that tells the way does not make it"
     return Finding("falls-with-steps", verdict, rise, said)
@@ -82,23 +82,23 @@ def noise(subject: Subject) -> Finding:
     """Check that a random point of the ball leaves no less than FGSM does."""
     left = subject.accuracy(subject.threat.random_start(subject.x))
     lead = subject.fgsm - left
-    verdict = _verdict(lead, subject)
+    verdict = graded(lead, len(subject.x))
     said = f"accuracy {left:.1%} under random noise, {subject.fgsm:.1%} under FGSM"
     if verdict != "pass":
         said += ": the gradient leads less far than chance"
     return Finding("noise", verdict, lead, said)
 
 
-def _share_zero(gradient: Tensor) -> float:
-    return float((gradient == 0).all(1).float().mean())
-
-
-def _verdict(rise: float, subject: Subject) -> str:
-    """Grade a rise of the accuracy; one sample, or two of a failure, never count."""
-    rounding, n = 1e-6, len(subject.x)
+def graded(rise: float, n: int) -> str:
+    """Grade a rise of the accuracy on n images; one sample, or two of a failure, never count."""
+    rounding = 1e-6
     if rise > max(RISE_FAIL, 2 / n) + rounding:
         return "fail"
     return "warn" if rise > max(RISE_WARN, 1 / n) + rounding else "pass"
+
+
+def _share_zero(gradient: Tensor) -> float:
+    return float((gradient == 0).all(1).float().mean())
 
 
 def _first_line(err: Exception) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from fsr_lab.core.attack_kinds import STEPS, adaptive_families, is_gradient_free, steps_of
 from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord, Finding
 from fsr_lab.evaluation.sanity import NORM_SLACK
 
@@ -14,12 +15,6 @@ POINTS = 0.002
 MANY_POINTS = 0.01
 """By this they may not: papers report differences of one point as progress."""
 
-TRANSFER = re.compile(r"\bTransfer\((?!with_target=True)")
-BY_QUERIES = re.compile(r"\b(Square|NAttack|SPSA)\(")
-"""Attacks that no gradient of the attacked network can mislead, by their settings' text."""
-BY_GRADIENTS = re.compile(r"\b(PGD|APGD|FAB)\(")
-"""Attacks that one can, also where another one is carried out beside them: alone, they need no name here."""
-STEPS = re.compile(r"\bsteps=(\d+)")
 WAY_THERE = re.compile(r"\b(steps|relative_step|random_start)=[^,)]+")
 """What FGSM and PGD differ in."""
 
@@ -38,9 +33,13 @@ def inside_ball(record: EvaluationRecord) -> Finding | None:
 
 
 def gradient_free(record: EvaluationRecord) -> Finding | None:
-    """Check that no attack without the network's gradients leaves fewer right than all attacks with them."""
-    ours = [name for name in record.attacks if name != CLEAN]
-    free = {name for name in ours if _needs_no_gradient(record.settings.get(name, ""))}
+    """Check that no attack without the network's gradients leaves fewer right than all attacks with them.
+
+    Adaptive attacks are left to the verdict, whose limits are theirs: they search longer than AutoAttack's Square.
+    """
+    adaptive = {name for family in adaptive_families(record).values() for name in family}
+    ours = [name for name in record.attacks if name != CLEAN and name not in adaptive]
+    free = {name for name in ours if is_gradient_free(record, name)}
     led = tuple(name for name in ours if name not in free)
     leads = {name: lead for name in ours if name in free and (lead := _lead(record, name, led)) is not None}
     if not leads:
@@ -102,19 +101,6 @@ def ensemble(record: EvaluationRecord) -> Finding | None:
     return Finding("ensemble", "pass", gap, text)
 
 
-def _needs_no_gradient(settings: str) -> bool:
-    """Tell whether an attack, or each that it carries out, works without the attacked network's gradients."""
-    rest = settings
-    while found := TRANSFER.search(rest):
-        depth, end = 1, found.end()
-        while depth and end < len(rest):
-            depth += {"(": 1, ")": -1}.get(rest[end], 0)
-            end += 1
-        rest = rest[: found.start()] + rest[end:]  # without what is crafted on the source
-    is_free = rest != settings or BY_QUERIES.search(rest) is not None
-    return is_free and BY_GRADIENTS.search(rest) is None
-
-
 class _Lead(NamedTuple):
     """By how much an attack leaves fewer right than the gradient attacks `behind` it."""
 
@@ -162,9 +148,9 @@ def _lead_over(record: EvaluationRecord, name: str, rivals: tuple[str, ...]) -> 
 def _steps(record: EvaluationRecord) -> Iterator[tuple[str, int]]:
     """Yield the attacks that were run on all samples and have a number of steps, with it."""
     for name in record.attacks:
-        found = STEPS.search(record.settings.get(name, ""))
-        if found and _is_whole(record, name):
-            yield name, int(found[1])
+        steps = steps_of(record, name)
+        if steps and _is_whole(record, name):
+            yield name, steps
 
 
 def _is_whole(record: EvaluationRecord, name: str) -> bool:

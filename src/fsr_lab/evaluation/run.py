@@ -51,6 +51,7 @@ def evaluate(
     chunk: int = 500,
     keep_images: bool = False,
     doctor: bool = True,
+    deep: bool = False,
     name: str = "",
     command: str = "evaluate",
     data_hash: str = "",
@@ -82,6 +83,7 @@ def evaluate(
         keep_images: keep the adversarial images in the ledger, as float32.
         doctor: examine the network before, on the first images, and review the record after, if there are attacks:
             the findings are the record's. The passes are not counted as any attack's.
+        deep: let the doctor examine the network deeply, which takes about a thousand passes over 64 images.
         name: what a table calls the model.
         command: the command line, for the record.
         data_hash: of the images, for the record.
@@ -121,7 +123,7 @@ def evaluate(
     x, y = (torch.cat(parts)[:EXAMINED] for parts in zip(*chunks[: -(-EXAMINED // chunk)], strict=True))
     subject = Subject(model, x, y, threat)
     if doctor:
-        findings += examined(subject)
+        findings += examined(subject, deep=deep)
     policies = {policy for attack in attacks.values() if isinstance(policy := getattr(attack, "policy", None), Policy)}
     for policy in policies:
         with crafting(counted, policy, example=chunks[0][0]):

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,12 +12,23 @@ from torch import Tensor, nn
 
 from fsr_lab.attack.pgd import PGD
 from fsr_lab.core.crafting import crafting
-from fsr_lab.core.losses import margin
+from fsr_lab.core.losses import cross_entropy, margin
 from fsr_lab.core.threat import Threat
 from fsr_lab.core.types import Classifier
 
 STEPS = (2, 5, 10)
 """After how many steps PGD is looked at; ten of a quarter of eps each reach any corner of the ball twice over."""
+LONG = (1, 10, 100, 1000)
+"""After how many steps of a tenth of eps it is looked at by a deep examination."""
+FEW = 16
+"""How many images are attacked for so long."""
+
+
+class Standing(NamedTuple):
+    """Where a set of images stands under an attack: mean cross-entropy in nats, and accuracy."""
+
+    loss: float
+    accuracy: float
 
 
 class Subject:
@@ -29,6 +40,7 @@ class Subject:
         y: (N,) int64.
         threat: the set of perturbations.
         layers: of an `nn.Module`, the modules that hold no other.
+        modules: of an `nn.Module`, all of them, itself among them.
         in_training: how many of these were in training mode when the examination began.
         draws_noise: whether the network declares to be random at test time (`eval_noise`, as SAP does).
         commonest: share of the images that are of the commonest label.
@@ -36,13 +48,13 @@ class Subject:
 
     def __init__(self, model: Classifier, x: Tensor, y: Tensor, threat: Threat) -> None:
         self.model, self.x, self.y, self.threat = model, x, y, threat
-        modules = list(model.modules()) if isinstance(model, nn.Module) else []
-        self.layers = [module for module in modules if next(module.children(), None) is None]
+        self.modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        self.layers = [module for module in self.modules if next(module.children(), None) is None]
         self.in_training = sum(layer.training for layer in self.layers)
-        self.draws_noise = any(getattr(part, "eval_noise", False) for part in (model, *modules))
+        self.draws_noise = any(getattr(part, "eval_noise", False) for part in (model, *self.modules))
         self._buffers = [
             (module, name, buffer, buffer.detach().clone())
-            for module in modules
+            for module in self.modules
             for name, buffer in module.named_buffers(recurse=False)
         ]
 
@@ -63,18 +75,33 @@ class Subject:
     @cached_property
     def clean(self) -> float:
         """Accuracy on the images as they are."""
-        return self._share_right(self.logits)
+        return _share_right(self.logits, self.y)
 
     @cached_property
     def fgsm(self) -> float:
         """Accuracy under one step of eps."""
-        return self.accuracy(self._pgd(self.threat, steps=1, relative_step=1)(self.model, self.x, self.y))
+        return self.accuracy(_pgd(self.threat, steps=1, relative_step=1)(self.model, self.x, self.y))
 
     @cached_property
     def climb(self) -> Mapping[int, float]:
         """Accuracy after each of `STEPS` steps of PGD."""
-        found = self._pgd(self.threat).iterates(self.model, self.x, self.y, at=STEPS)
-        return {steps: self.accuracy(found[steps]) for steps in STEPS}
+        return {steps: self.accuracy(self._iterates[steps]) for steps in STEPS}
+
+    @property
+    def adversarial(self) -> Tensor:
+        """The images after the most of `STEPS` steps of PGD."""
+        return self._iterates[max(STEPS)]
+
+    @cached_property
+    def long_climb(self) -> Mapping[int, Standing]:
+        """Where the first `FEW` images stand as they are, at 0, and after each of `LONG` steps of PGD."""
+        x, y = self.x[:FEW], self.y[:FEW]
+        found = _pgd(self.threat, steps=max(LONG), relative_step=0.1).iterates(self.model, x, y, at=LONG)
+        standings = {}
+        for steps, images in ({0: x} | dict(found)).items():
+            logits = self.forward(images)
+            standings[steps] = Standing(float(cross_entropy(logits, y).mean()), _share_right(logits, y))
+        return standings
 
     @property
     def withstood(self) -> tuple[float, float] | None:
@@ -88,20 +115,25 @@ class Subject:
 
     def accuracy(self, x: Tensor) -> float:
         """Return the share of images that are classified right."""
-        return self._share_right(self.forward(x))
+        return _share_right(self.forward(x), self.y)
 
-    def under_pgd(self, eps: float) -> float:
+    def under_pgd(self, eps: float, *, steps: int = max(STEPS), relative_step: float = 0.25) -> float:
         """Return the accuracy under PGD with another radius."""
-        return self.accuracy(self._pgd(Threat(norm=self.threat.norm, eps=eps))(self.model, self.x, self.y))
+        threat = Threat(norm=self.threat.norm, eps=eps)
+        return self.accuracy(_pgd(threat, steps=steps, relative_step=relative_step)(self.model, self.x, self.y))
 
-    def input_gradient(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def input_gradient(self, loss: Callable[[Tensor, Tensor], Tensor], view: Classifier | None = None) -> Tensor:
         """Return (N, C H W) the gradient of each sample's loss at its image, in the images' own precision.
+
+        Args:
+            loss: (logits, y) to (N,).
+            view: of the model, along another route; None is the model itself.
 
         Raises:
             RuntimeError: no gradient reaches the images.
         """
         x = self.x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(self.model(x), self.y).sum(), x)
+        (gradient,) = torch.autograd.grad(loss((view or self.model)(x), self.y).sum(), x)
         return gradient.flatten(1)
 
     def changed_buffers(self) -> list[str]:
@@ -136,8 +168,14 @@ class Subject:
                             buffer.copy_(before)
                     setattr(module, name, buffer)
 
-    def _share_right(self, logits: Tensor) -> float:
-        return float((margin(logits, self.y) > 0).float().mean())
+    @cached_property
+    def _iterates(self) -> Mapping[int, Tensor]:
+        return _pgd(self.threat).iterates(self.model, self.x, self.y, at=STEPS)
 
-    def _pgd(self, threat: Threat, steps: int = max(STEPS), relative_step: float = 0.25) -> PGD:
-        return PGD(threat=threat, steps=steps, relative_step=relative_step, random_start=False)
+
+def _share_right(logits: Tensor, y: Tensor) -> float:
+    return float((margin(logits, y) > 0).float().mean())
+
+
+def _pgd(threat: Threat, steps: int = max(STEPS), relative_step: float = 0.25) -> PGD:
+    return PGD(threat=threat, steps=steps, relative_step=relative_step, random_start=False)

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fsr_lab.core.explain import explanations
+from fsr_lab.core.explain import explanation, explanations
 from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.report.breakers import breakers, first_breakers, longest_chain
 from fsr_lab.report.columns import named
 from fsr_lab.report.paired import Comparison, compare
 from fsr_lab.report.table import Table, accuracy_table
+from fsr_lab.report.verdict import rules_table, verdict
 
 
 def find_records(folder: Path) -> list[tuple[Path, EvaluationRecord]]:
@@ -43,6 +44,8 @@ def write_report(folder: Path) -> tuple[Table, Path]:
         *([notes] if notes else []),
         "## Robust accuracy\n",
         table.markdown(),
+        "## Verdict\n",
+        _verdicts(records),
         *(["## What broke each sample\n", broken] if (broken := breakers(records)) else []),
         "## Findings\n",
         _findings(records),
@@ -103,6 +106,12 @@ def _records_at(place: Path) -> dict[str, EvaluationRecord]:
     if place.is_file():
         return {place.stem: EvaluationRecord.load(place)}
     return {path.relative_to(place).as_posix(): record for path, record in find_records(place)}
+
+
+def _verdicts(records: Sequence[EvaluationRecord]) -> str:
+    """Return a line for each record, what the words mean, and the rules."""
+    lines = [f"- {record.name}: {verdict(record).sentence}" for record in records]
+    return "\n".join([*lines, "", explanation("verdict"), "", rules_table()])
 
 
 def _findings(records: Sequence[EvaluationRecord]) -> str:
@@ -182,12 +191,18 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
                 "chains": dict(record.chains), "limits": dict(record.limits), "settings": dict(record.settings),
                 "first_broken_by": _first_breakers(record),
                 "findings": [finding._asdict() for finding in record.findings],
+                "verdict": _judged(record),
                 "provenance": record.provenance.as_dict(),
             }
             for path, record in found
         ],
         "note": table.note,
     }  # fmt: skip
+
+
+def _judged(record: EvaluationRecord) -> dict[str, Any]:
+    kind, sentence, evidence = verdict(record)
+    return {"kind": kind, "sentence": sentence, "evidence": [found._asdict() for found in evidence]}
 
 
 def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> str:

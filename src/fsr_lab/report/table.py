@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from rich.console import Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, Value, limited_name, united, value
+from fsr_lab.report.verdict import verdict
 
 NOTE = "Accuracy in percent on n test images, with Wilson's 95 % interval."
 ENSEMBLE_NOTE = (
@@ -38,11 +41,13 @@ class Table(NamedTuple):
         headings: of the columns.
         rows: one per record.
         limits: sentences on attacks that were run on a part of the samples.
+        verdicts: a sentence for each row, on whether its numbers are real.
     """
 
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
     limits: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -57,8 +62,8 @@ class Table(NamedTuple):
             note += DAGGER_NOTE
         return note
 
-    def rich(self) -> RichTable:
-        """Return the table for a terminal."""
+    def rich(self) -> Group:
+        """Return the table for a terminal, and under it the verdicts, each with the rows that it is of."""
         table = RichTable(caption=self.note, caption_justify="left", caption_style="dim")
         table.add_column("model")
         table.add_column("threat")
@@ -66,7 +71,10 @@ class Table(NamedTuple):
             table.add_column(heading, justify="right")
         for name, threat, n, values in self.rows:
             table.add_row(name, threat, str(n), *[_stacked(value) for value in values])
-        return table
+        told: dict[str, list[str]] = {}
+        for row, sentence in zip(self.rows, self.verdicts, strict=True):
+            told.setdefault(sentence, []).append(row.name)
+        return Group(table, *(Text(f"{', '.join(names)}: {sentence}") for sentence, names in told.items()))
 
     def markdown(self) -> str:
         """Return the table as GitHub's Markdown, with its note."""
@@ -123,7 +131,8 @@ def accuracy_table(records: Sequence[EvaluationRecord]) -> Table:
         )
         for record in records
     )
-    return Table(tuple(column.heading for column in columns), rows, tuple(_limits(records)))
+    verdicts = tuple(verdict(record).sentence for record in records)
+    return Table(tuple(column.heading for column in columns), rows, tuple(_limits(records)), verdicts)
 
 
 def _limits(records: Sequence[EvaluationRecord]) -> Iterator[str]:
