@@ -45,4 +45,5 @@ class AlongRoute:
         return [point for point, defense in defenses.items() if self.route.uses <= defense.routes]
 
     def _lack(self) -> str:
-        return f"no defence of the network knows the route {', '.join(sorted(self.route.uses))}"
+        asked = self.route.uses - {"f_tilde"} or self.route.uses  # what goes on is worth telling where it is another part
+        return f"no defence of the network knows the route {', '.join(sorted(asked))}"

@@ -156,8 +156,8 @@ def samples(cfg: DictConfig) -> int | None:
 
 
 def _plain(cfg: DictConfig, key: str) -> dict[str, Any]:
-    node = cfg.evaluation.get(key) or {}
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(node), resolve=True))
+    node = cfg.evaluation.get(key)  # where it stands: interpolations reach for the rest of the config
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)) if node else {}
 
 
 def is_deep(cfg: DictConfig) -> bool:
