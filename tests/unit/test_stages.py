@@ -113,7 +113,7 @@ def test_a_continuation_ends_on_the_deployed_mask(batch):
     margins = torch.stack([margin(model(step), y) for step in steps])
     assert torch.equal(margin(model(stages(model, x, y)), y), margins.amin(0))
     assert stages.lacks(model, x) is None
-    assert stages.lacks(model.backbone, x) == "no defence of the network knows the route f_tilde, tau"
+    assert stages.lacks(model.backbone, x) == "no defence of the network knows the route tau"
 
 
 def test_a_refinement_goes_on_from_the_best_white_box_point(trained):

@@ -156,9 +156,7 @@ def test_it_tells_what_the_view_misses_or_the_objective_on_it(model, batch):
     probe, plus = OnAux(key="p_probe", loss=CrossEntropy()), OnAux(key="p_tilda", loss=CrossEntropy())
     assert along(probe, part="f").lacks(model, x) is None
     assert along(plus, part="f").lacks(model, x) == "no defence of the network files 'p_tilda'"
-    assert (
-        along(plus, mask_gradient="relu").lacks(model, x) == "no defence of the network knows the route f_tilde, relu"
-    )
+    assert along(plus, mask_gradient="relu").lacks(model, x) == "no defence of the network knows the route relu"
     assert Through(view=Darkened(), objective=PLAIN).lacks(model, x) == "nothing yet"
     assert along().lacks(Counted(TinyCNN()), x) == "no defence of the network knows the route f_tilde"
 
