@@ -118,7 +118,7 @@ class FAB:
                 with torch.no_grad():
                     point = self._step(point, x, gap, normal)
                     wrong = margin(attacked(point), y) <= 0
-                    distance = vector_norm((point - x).flatten(1), self._order, dim=1)
+                    distance = self._length((point - x).flatten(1))
                     closer = wrong & (distance < size)
                     nearest = torch.where(_wide(closer), point, nearest)
                     size = torch.where(closer, distance, size)
@@ -149,7 +149,7 @@ class FAB:
         gap = gap - torch.finfo(x.dtype).eps * flat.abs().sum(1)
         excess = torch.stack((gap, gap + (flat * (ends[1] - ends[0])).sum(1)))
         ways = move_onto_plane(ends, flat, excess, self.threat.norm)
-        lengths = vector_norm(ways, self._order, dim=2).clamp_min(1e-8)
+        lengths = self._length(ways).clamp_min(1e-8)
         share = (lengths[0] / lengths.sum(0)).clamp_max(self.alpha_max)
         from_point, from_clean = ends + self.eta * ways
         return torch.lerp(from_point, from_clean, share[:, None]).clamp(0, 1).reshape(x.shape)
@@ -169,12 +169,12 @@ class FAB:
     def _random_start(self, x: Tensor) -> Tensor:
         noise = x.new_empty(x.shape)
         noise = noise.uniform_(-1, 1) if self.threat.norm == "linf" else noise.normal_()
-        length = vector_norm(noise.flatten(1), self._order, dim=1)
-        return (x + self.threat.eps / 2 * noise / _wide(length)).clamp(0, 1)
+        return (x + self.threat.eps / 2 * noise / _wide(self._length(noise.flatten(1)))).clamp(0, 1)
 
-    @property
-    def _order(self) -> float:
-        return torch.inf if self.threat.norm == "linf" else 2
+    def _length(self, deltas: Tensor) -> Tensor:
+        """Return the norm over the last dimension."""
+        # not vector_norm for linf, which takes ten times as long on a CPU
+        return deltas.abs().amax(-1) if self.threat.norm == "linf" else vector_norm(deltas, dim=-1)
 
 
 def _wide(values: Tensor) -> Tensor:

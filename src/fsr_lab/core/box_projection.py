@@ -28,18 +28,20 @@ def move_onto_plane(points: Tensor, normal: Tensor, excess: Tensor, norm: Norm) 
         (..., D), to be added to the points.
     """
     largest = normal.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny)
-    weight, distance = normal.abs() / largest, excess.abs() / largest.squeeze(-1)
+    scaled, distance = normal / largest, excess.abs() / largest.squeeze(-1)
+    weight = scaled.abs()
     speed = torch.ones_like(weight) if norm == "linf" else weight
-    direction = torch.where(weight > 0, -normal.sign(), 0) * excess.sign()[..., None]
-    room = torch.where(direction > 0, 1 - points, points)
+    direction = -scaled.sign() * excess.sign()[..., None]
+    room = (direction.clamp_min(0) - points).abs()
     rate, reach, limit = weight * speed, weight * room, room / speed
-    stopped = (weight == 0).expand_as(room)
+    # numbers, 0 or 1: on a CPU, comparing into bools and selecting by them takes several times as long as a product
+    stopped = torch.eq(weight, 0, out=torch.empty_like(weight)).expand_as(room)
     while True:
         # rounding must not turn round those that still move
-        left = (distance - torch.where(stopped, reach, 0).sum(-1)).clamp_min(0)
-        slope = torch.where(stopped, 0, rate).sum(-1)
+        left = (distance - (reach * stopped).sum(-1)).clamp_min(0)
+        slope = (rate - rate * stopped).sum(-1)
         lam = torch.where(slope > 0, left / slope, torch.inf)[..., None]
-        now = stopped | (limit <= lam)
+        now = torch.maximum(stopped, torch.le(limit, lam, out=torch.empty_like(limit)))
         if torch.equal(now, stopped):
-            return direction * torch.where(stopped, room, lam * speed)
+            return direction * torch.where(stopped.bool(), room, lam * speed)
         stopped = now
