@@ -9,6 +9,7 @@ bfloat16 is measured where the processor has instructions for it.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -244,7 +245,7 @@ def page(content: dict[str, Any]) -> str:
     asked = [f"| {row['name']} | {row['per_second']:.0f} |" for row in content["queries"]]
     return f"""# Evaluations, measured beside what they replace
 
-Made by `python experiments/speed/evaluation.py`. ResNet-18 of width 16 after two epochs of AT on CIFAR-10
+Made by `{about["command"]}`. ResNet-18 of width 16 after two epochs of AT on CIFAR-10
 (`networks/at.pt`), the first test images, eps 8/255.
 
 ## The paper's protocol
@@ -257,8 +258,8 @@ the baseline's, of all attacks, or of the worst case where only that is known.
 |---|--:|---|--:|--:|--:|--:|--:|
 {chr(10).join(lines)}
 
-The doctor, whose {EXAMINED} images do not grow with an evaluation, takes {content["doctor"]["seconds"]:.1f} s more, and adds
-{content["doctor"]["added_mb"]:.0f} MB at its own peak.
+The doctor, whose {EXAMINED} images do not grow with an evaluation, takes {content["doctor"]["seconds"]:.1f} s more,
+and adds {content["doctor"]["added_mb"]:.0f} MB at its own peak.
 
 ## AutoAttack, standard version
 
@@ -276,8 +277,9 @@ doctor, which the package does not have.
 |---|--:|
 {chr(10).join(asked)}
 
-{about["host"]["processor"]}, bfloat16 instructions {"present" if HAS_BF16 else "absent"}, {about["host"]["threads"]} threads, torch {about["versions"]["torch"]}, revision
-{about["revision"][:10]}{" (modified)" if about["dirty"] else ""}, seed 0, data {content["data"]}.
+{about["host"]["processor"]}, bfloat16 instructions {"present" if content["has_bf16"] else "absent"},
+{about["host"]["threads"]} threads, torch {about["versions"]["torch"]}, revision {about["revision"][:10]}\
+{" (modified)" if about["dirty"] else ""}, seed 0, data {content["data"]}.
 """
 
 
@@ -294,12 +296,14 @@ def main() -> None:
         print(json.dumps(one_autoattack(options.one, options.autoattack_samples)))
         return
     model = network()
+    command = shlex.join(["python", "experiments/speed/evaluation.py", *sys.argv[1:]])
     x, y, data_hash = images(options.samples)
     content = {
         "paper": paper_protocol(model, x, y, options.rounds), "queries": queries(model, x[:32]),
         "doctor": in_a_process("doctor", options.samples),
         "autoattack": autoattack(options.autoattack_samples), "samples": options.samples, "data": data_hash,
-        "provenance": Provenance.collect(command="python experiments/speed/evaluation.py", seed=0, hashes={}).as_dict(),
+        "has_bf16": HAS_BF16,
+        "provenance": Provenance.collect(command=command, seed=0, hashes={}).as_dict(),
     }  # fmt: skip
     (HERE / f"{options.into}.json").write_text(json.dumps(content, indent=1) + "\n")
     (HERE / f"{options.into}.md").write_text(page(content))
