@@ -29,7 +29,7 @@ def mlp(dtype=torch.float32, pixels=192):
 
 def trained_model():
     """A defended network in the middle of training: mixed modes, frozen parts, gradients not yet used."""
-    model = attach(TinyCNN(num_classes=4, batch_norm=True), {"block1": CAS, "block2": FSR}, (3, 8, 8), 4)
+    model = attach(TinyCNN(num_classes=4, batch_norm=True), {"block2": FSR}, (3, 8, 8), 4)
     model.train()
     model.backbone.block1[1].eval()
     model.backbone.fc.weight.requires_grad_(False)

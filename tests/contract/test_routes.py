@@ -7,6 +7,7 @@ import torch
 
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.route import MaskGradient, Part, Route
+from fsr_lab.defense.staircase import Staircase
 from fsr_lab.engine.build import build_model
 
 WAYS = {
@@ -65,7 +66,8 @@ def test_gradients_are_finite_at_every_precision(dtype, model, batch):
             logits = drawn(view, x)
             (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), x)
             assert gradient.isfinite().all()
-            assert gradient.any()
+            hides_it = any(isinstance(defense, Staircase) for defense in model.defenses.values())
+            assert gradient.any() or (hides_it and name == "f_tilde")
             assert torch.equal(logits, wanted) or not WAYS[name].keeps_values
 
 

@@ -33,6 +33,8 @@ def defended(**options):
 class Scores:
     """Files scores that are the pixels themselves, and masks that are their sigmoids; at two points, or a bare mask."""
 
+    defenses = dict.fromkeys("abcd")
+
     def __call__(self, x):
         return x.flatten(1)[:, :2]
 
