@@ -45,5 +45,5 @@ class AlongRoute:
         return [point for point, defense in defenses.items() if self.route.uses <= defense.routes]
 
     def _lack(self) -> str:
-        asked = self.route.uses - {"f_tilde"} or self.route.uses  # what goes on is worth telling where it is another part
+        asked = self.route.uses - {"f_tilde"} or self.route.uses  # as deployed is not worth telling
         return f"no defence of the network knows the route {', '.join(sorted(asked))}"
