@@ -109,6 +109,7 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     if shard is not None:
         print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
         return
+    evaluating.check_attacked(record, cfg)
     record.save(run / "records", "evaluation")
     print_report(run)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fsr_lab.core.files import check_folder
 from fsr_lab.core.hashing import state_hash
-from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.core.record import CLEAN, EvaluationRecord
 from fsr_lab.core.units import whole
 from fsr_lab.dataset.base import ImageDataModule
 from fsr_lab.engine import build
@@ -112,6 +112,20 @@ def evaluate_weights(
         data_hash=data.data_hash,
         about=about,
     )
+
+
+def check_attacked(record: EvaluationRecord, cfg: DictConfig) -> None:
+    """Refuse a record of the clean images alone where attacks were asked for: its table tells nothing of robustness.
+
+    Raises:
+        ValueError: none of the attacks concerns the network.
+    """
+    if cfg.evaluation.attacks and record.attacks == (CLEAN,):
+        reasons = "; ".join(finding.text for finding in record.findings if finding.verdict == "skip")
+        raise ValueError(
+            f"no attack was run, as none of those asked for concerns this network: {reasons}; give attack=[...] or "
+            "evaluation=NAME with some that do"
+        )
 
 
 def loaded_network(cfg: DictConfig, weights: tuple[Path, str | None] | None) -> DefendedModel:
