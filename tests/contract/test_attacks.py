@@ -201,9 +201,9 @@ def test_a_plain_callable_will_do(attack_name, load_attack, batch):
     assert torch.equal(attack(lambda x: model(x), *batch), wanted)
 
 
-@pytest.mark.parametrize("eps", ["0", "8/255"])  # at 0 nobody is fooled, and every sample is attacked to the end
-def test_it_costs_no_more_than_it_tells_beforehand(attack_name, eps, load_attack, batch):
-    attack, x = brief(load_attack(attack_name, f"threat.eps={eps}")), batch[0]
+def test_it_costs_no_more_than_it_tells_beforehand(attack_name, load_attack, batch):
+    # within nothing nobody is fooled, and all go on to the end
+    attack, x = brief(load_attack(attack_name, "threat.eps=0")), batch[0][:3]
     if not isinstance(attack, Budgeted):
         pytest.skip("tells no budget")
     networks = mlp(), attach(TinyCNN(num_classes=4), {"block1": CAS, "block2": FSR}, (3, 8, 8), 4)
