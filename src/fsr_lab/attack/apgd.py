@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsr_lab.attack.climb import Climb, Look, wide
 from fsr_lab.attack.step_schedule import checkpoints
-from fsr_lab.attack.watched import Watched
+from fsr_lab.attack.watched import Watched, watched
 from fsr_lab.core import losses
 from fsr_lab.core.crafting import REFERENCE, Policy, crafting, judging
 from fsr_lab.core.objective import DLR, CrossEntropy, OnLogits, TargetedDLR
@@ -181,11 +181,11 @@ class APGD:
         with self._crafting(model, x) as attacked:
             with torch.no_grad():
                 prepared = objective.prepare(Watched(attacked, known=(x, clean)), x, y)
-            look = self._look(_watched(attacked, objective), objective, start, y, prepared)
+            look = self._look(watched(attacked, objective), objective, start, y, prepared)
             climb = Climb.start(x, y, prepared, start, look, size=2 * self.threat.eps)
         for before, last in pairwise((0, *exits, self.steps)):
             with self._crafting(model, climb.x) as attacked:
-                seen = _watched(attacked, objective)
+                seen = watched(attacked, objective)
                 for step in range(before + 1, last + 1):
                     climb.move(self.threat, share=1 if step == 1 else 0.75)
                     is_last = step == self.steps
@@ -240,7 +240,3 @@ class APGD:
 def _deployed_logits(model: Classifier, x: Tensor) -> Tensor:
     with judging(model) as deployed:
         return deployed(x)
-
-
-def _watched(attacked: Classifier, objective: Objective) -> Watched:
-    return Watched(attacked, with_aux=getattr(objective, "reads_aux", False))

@@ -13,7 +13,7 @@ from fsr_lab.attack.input_diversity import InputDiversity
 from fsr_lab.attack.momentum import gathered
 from fsr_lab.attack.patience import Patience
 from fsr_lab.attack.translation import Translation
-from fsr_lab.attack.watched import Watched
+from fsr_lab.attack.watched import reads_aux, watched
 from fsr_lab.core.crafting import Policy, crafting
 from fsr_lab.core.objective import CrossEntropy, OnLogits
 from fsr_lab.core.passes import Passes, forwards_of
@@ -102,7 +102,7 @@ class PGD:
     def passes(self, num_classes: int) -> Passes:
         """Return the most passes of a sample; see `Budgeted`."""
         once, each = forwards_of(self.objective)
-        is_shown = self.diversity is None and (self._reads_aux or not hasattr(self.objective, "forwards"))
+        is_shown = self.diversity is None and (reads_aux(self.objective) or not hasattr(self.objective, "forwards"))
         looks = 0 if is_shown or (self.keep == "last" and self.patience is None) else self.steps
         return Passes(once + self.steps * each + looks + (self.keep == "best"), self.steps * each)
 
@@ -162,7 +162,7 @@ class PGD:
             x, y = x.detach().clone(), y.clone()
             with torch.no_grad():
                 prepared = self.objective.prepare(attacked, x, y)
-            seen = Watched(attacked, with_aux=self._reads_aux)
+            seen = watched(attacked, self.objective)
             patience = None if self.patience is None else Patience(y, self.patience)
             best = BestIterate(x, y) if self.keep == "best" else None
             x_adv, followed = self._start(x) if start is None else start.detach().clone(), None
@@ -192,10 +192,6 @@ class PGD:
                 if step in at:
                     found[step] = x_adv if best is None else best.after(x_adv, seen.logits_on(x_adv))
         return found, first
-
-    @property
-    def _reads_aux(self) -> bool:
-        return bool(getattr(self.objective, "reads_aux", False))
 
     def _start(self, x: Tensor) -> Tensor:
         if not self.random_start:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fsr_lab.attack.watched import Watched
+from fsr_lab.attack.watched import Watched, reads_aux
 from fsr_lab.core.passes import Forwards, forwards_of
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss, Target, TargetedLoss, View
 
@@ -39,7 +39,7 @@ class Through:
     @property
     def reads_aux(self) -> bool:
         """Whether the objective reads auxiliary tensors, so that one pass with them serves all."""
-        return getattr(self.objective, "reads_aux", False)
+        return reads_aux(self.objective)
 
     @property
     def forwards(self) -> Forwards:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr_lab.core.types import Classifier, Forward, View
+from fsr_lab.core.types import Classifier, Forward, Objective, View
 
 
 class Watched:
@@ -83,3 +83,13 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
+
+
+def watched(model: Classifier, objective: Objective) -> Watched:
+    """Return a model under watch as an objective wants it, with auxiliary tensors where that reads them."""
+    return Watched(model, with_aux=reads_aux(objective))
+
+
+def reads_aux(objective: Objective) -> bool:
+    """Tell whether an objective reads auxiliary tensors, so that one pass with them serves all of its parts."""
+    return bool(getattr(objective, "reads_aux", False))

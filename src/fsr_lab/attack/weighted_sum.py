@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fsr_lab.attack.watched import reads_aux
 from fsr_lab.core.passes import Forwards, forwards_of
 from fsr_lab.core.types import Aimed, Classifier, Objective, Particular, SampleLoss, Target, TargetedLoss
 
@@ -47,7 +48,7 @@ class WeightedSum:
     @property
     def reads_aux(self) -> bool:
         """Whether it reads auxiliary tensors, so that one pass with them serves all."""
-        return any(getattr(objective, "reads_aux", False) for objective in self.objectives)
+        return any(reads_aux(objective) for objective in self.objectives)
 
     @property
     def forwards(self) -> Forwards:

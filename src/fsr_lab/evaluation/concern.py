@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from fsr_lab.attack.family import Family
+from fsr_lab.attack.wrapper import lack_of
 from fsr_lab.core.crafting import judging
 from fsr_lab.core.record import Finding
-from fsr_lab.core.types import Attack, Classifier, Particular
+from fsr_lab.core.types import Attack, Classifier
 
 
 class Concerned(NamedTuple):
@@ -59,7 +60,7 @@ def _taken_apart(
         _, reasons = attack.concerning(deployed, x)
         parts = {f"{name}/{member}": each for member, each in attack.attacks.items()}
         return parts, {f"{name}/{member}": reason for member, reason in reasons.items()}
-    lack = attack.lacks(deployed, x) if isinstance(attack, Particular) else None
+    lack = lack_of(attack, deployed, x)
     return {name: attack}, {} if lack is None else {name: lack}
 
 

@@ -197,9 +197,7 @@ def _chains(orders: Mapping[str, Asked], members: Mapping[str, Sequence[str]]) -
     run = {
         name: tuple(each for part in order for unit in part for each in members[unit]) for name, order in orders.items()
     }
-    kept = [
-        name for name, order in orders.items() if not order.own or any(members[unit] for unit in order.own)
-    ]  # fmt: skip
+    kept = [name for name, order in orders.items() if not order.own or any(members[unit] for unit in order.own)]
     return {"chains": {name: run[name] for name in kept}, "asked": {name: orders[name] for name in kept}}
 
 
