@@ -43,6 +43,7 @@ def record_of(folder):
     return EvaluationRecord.load(folder / "records" / "evaluation.json")
 
 
+@pytest.mark.slow
 def test_table_report_and_ledger(fsr, trained, undefended, attacked, tmp_path):
     argv = ("evaluate", f"run={trained.run}", *SMALL, f"surrogates.plain={undefended}", f"ledger={tmp_path / 'ledger'}")
     first = fsr(*argv, f"hydra.run.dir={tmp_path / 'one'}")
