@@ -179,6 +179,11 @@ def build_attack(node: DictConfig) -> Attack:
     return cast(Attack, instantiate(node, _convert_="all"))
 
 
+def build_part(node: DictConfig) -> Any:
+    """Build what a node says, whatever it is: parts of layers above this one."""
+    return instantiate(node, _convert_="all")
+
+
 def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:
     """Build what transfer attacks craft on, with what to call it.
 
