@@ -78,15 +78,15 @@ def combinations(cfg: DictConfig, loader: ConfigLoader) -> list[tuple[str, ...]]
     The command line's list of a key replaces the YAML's.
 
     Raises:
-        ValueError: there is no combination, or the command line gives a key twice.
+        ValueError: there is no combination, or the command line lists a key's values and then says otherwise.
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(unresolved(cfg.hydra.overrides.task))
+    last = {override.get_key_element(): override for override in given}
     for override in given:
-        texts = [other.input_line for other in given if other.get_key_element() == override.get_key_element()]
-        is_sweep = any(other.is_sweep_override() for other in given if other.input_line in texts)
-        if is_sweep and len(set(texts)) > 1:
-            raise ValueError(f"{' and '.join(map(str, texts))} contradict each other; give one of them")
+        final = last[override.get_key_element()]
+        if override.is_sweep_override() and override.input_line != final.input_line:  # its jobs would be lost unseen
+            raise ValueError(f"{override.input_line} and {final.input_line} contradict each other; give one of them")
     grid = parser.parse_overrides(
         [f"{key}={values}" for key, values in unresolved(cfg.hydra.sweeper.params or {}).items()]
     )
