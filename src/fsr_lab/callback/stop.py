@@ -30,7 +30,8 @@ class StopCleanly(Callback):
         self._asked = ""
         self._previous: dict[signal.Signals, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # after Lightning has set its own handlers, which would take a SIGTERM too, and end an epoch by an exception
         try:
             self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
         except ValueError:  # not in the main thread, where Python takes no handlers; the caller's then apply
