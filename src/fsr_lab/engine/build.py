@@ -143,7 +143,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
             cfg.trainer,
             callbacks=callbacks,
             logger=loggers or False,
-            plugins=[AtomicCheckpointIO(), environment],
+            plugins=plugins,
             **given,
         ),
     )
