@@ -32,7 +32,7 @@ test: setup  ## the default test suite
 	$(PYTEST)
 
 test-all: setup  ## the default suite and the slow tests
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "not slurm and not ray and not tune"
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

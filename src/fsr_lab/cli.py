@@ -1,78 +1,29 @@
 """The command line: `fsr <verb>`, one Hydra config per verb."""
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from hydra import compose
-from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from fsr_lab.arguments import CONFIGS, config_folder, key_of, translate
+from fsr_lab.arguments import config_folder, key_of
 from fsr_lab.core.files import write_text
 from fsr_lab.core.suggest import unknown
-from fsr_lab.printing import draw_run, holds_costs, holds_records, print_report, show
+from fsr_lab.printing import draw_run, print_report, show
+from fsr_lab.session import FAILED, INTERRUPTED, Session, one_line, shows_trace
+from fsr_lab.sweep.index import is_sweep, refresh
+from fsr_lab.sweep.task import Verb
+from fsr_lab.under_hydra import run_verb
 
 if TYPE_CHECKING:
     from fsr_lab.core.cost import CostRow
-
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
-Task = Callable[[DictConfig], None]
-
-
-class Session:
-    """One call of a verb: what its jobs did, and which of them failed."""
-
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.command = shlex.join(["fsr", *argv])
-        self.folder: Path | None = None
-        self.is_sweep = False
-        self.jobs = 0
-        self.exit_code = 0
-
-    def job(self, task: Callable[["Session", DictConfig], None]) -> Task:
-        """Wrap a verb's task: one failed job of a sweep does not take the others with it."""
-
-        def run(cfg: DictConfig) -> None:
-            self.jobs += 1
-            try:
-                self._settle()
-                task(self, cfg)
-            except Exception as err:
-                self.fail(err)
-
-        # Hydra finds the config path from the task's module
-        run.__module__ = __name__
-        return run
-
-    def fail(self, err: BaseException) -> None:
-        """Print one line of cause and cure; the trace where FSR_TRACEBACK=1 asks for it, and of our own bugs."""
-        if shows_trace(err):
-            raise err
-        code = INTERRUPTED if type(err).__name__ == "InterruptedRunError" else BAD_INPUT
-        self.exit_code = max(self.exit_code, code)
-        print(f"fsr: {one_line(err)}", file=sys.stderr, flush=True)
-
-    def _settle(self) -> None:
-        """Learn where this job runs; interrupted sweeps start no further job."""
-        if self.exit_code == INTERRUPTED:
-            raise ValueError("not started: the sweep was interrupted; the same command continues it")
-        hydra = HydraConfig.get()
-        self.is_sweep = hydra.mode == RunMode.MULTIRUN
-        self.folder = Path(hydra.sweep.dir if self.is_sweep else hydra.runtime.output_dir)
 
 
 def train(session: Session, cfg: DictConfig) -> None:
@@ -86,10 +37,10 @@ def train(session: Session, cfg: DictConfig) -> None:
     try:
         engine.train(cfg, run, command=session.command, overrides=list(HydraConfig.get().overrides.task))
     except InterruptedRunError as err:
-        again = "the same command continues it" if session.is_sweep else f"continue with: fsr train resume={run}"
+        again = "the same command continues it" if session.sweep else f"continue with: fsr train resume={run}"
         raise InterruptedRunError(f"{err}; {again}") from err
     draw_run(run, title=str(cfg.label))
-    if not session.is_sweep and any(run.glob("records/*.json")):
+    if session.sweep is None and any(run.glob("records/*.json")):
         print_report(run)
 
 
@@ -205,12 +156,12 @@ def cost(session: Session, cfg: DictConfig) -> None:
     rows = tuple(cost_row(model, defense, cfg) for model, defense in track(pairs, "cost", total=len(pairs)))
     about = Provenance.collect(command=session.command, seed=cfg.seed, hashes={})
     CostRecord(rows=rows, provenance=about).save(run / RECORD)
-    folder = session.folder or run
+    folder = session.sweep or run
     if cfg.expected is not None and Path(cfg.expected).is_file():
         write_text(folder / EXPECTED, Path(cfg.expected).read_text())
     else:
         print(f"not compared with the paper: expected={cfg.expected} is not a file here", file=sys.stderr)
-    if not session.is_sweep:
+    if session.sweep is None:
         print_report(folder)
 
 
@@ -249,15 +200,17 @@ def names_of(group: str, listed: Sequence[str] | None) -> list[str]:
 
 
 def report(folder: Path) -> None:
-    """Write report.md and table.csv of every record below a folder, and print the table."""
+    """Write report.md and table.csv of every record below a folder, and print the table; a sweep's jobs, too."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give a run, a sweep or an artefact folder")
     for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
         draw_run(run, title=run.name)
+    if is_sweep(folder):
+        refresh(folder, search=True)
     print_report(folder)
 
 
-VERBS: dict[str, tuple[Callable[[Session, DictConfig], None], str]] = {
+VERBS: dict[str, tuple[Verb, str]] = {
     "train": (train, "train a network by a strategy, with or without a defence, and attack it"),
     "evaluate": (evaluate, "attack a trained network and print its table"),
     "doctor": (doctor, "examine a trained network for what makes robustness numbers wrong"),
@@ -272,7 +225,7 @@ COMPARE = "compare two records of the same samples: paired difference, interval,
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 1 of a failed check, 2 of a wrong input, 130 of an interrupted run."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    session = Session(argv)
+    session = Session(shlex.join(["fsr", *argv]))
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -288,43 +241,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "compare":
             compare_arguments(rest)
         elif verb in VERBS:
-            run_verb(session, verb, rest)
+            run_verb(session, verb, VERBS[verb][0], rest)
         else:
             raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare"]))
     except Exception as err:
         session.fail(err)
     except KeyboardInterrupt:
-        print("fsr: interrupted", file=sys.stderr)
+        again = "" if session.sweep is None else "; the same command continues the sweep"
+        print(f"fsr: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     return session.exit_code
-
-
-def run_verb(session: Session, verb: str, argv: Sequence[str]) -> None:
-    """Hand Hydra its own argument list; `sys.argv` stays whole."""
-    parser = get_args_parser()
-    parser.error = partial(refuse_arguments, verb)  # type: ignore[method-assign]
-    args = parser.parse_args(translate(verb, argv))
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints pages and exits; its errors become our one line
-    try:
-        _run_hydra(
-            args=args, args_parser=parser, task_function=session.job(VERBS[verb][0]),
-            config_path=f"pkg://{CONFIGS}", config_name=verb,
-        )  # fmt: skip
-    finally:
-        if full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-    is_here = not any("launcher=" in word for word in argv)  # other launchers run their jobs in other processes
-    if args.multirun and is_here and not session.jobs:
-        raise ValueError("this sweep has no jobs: a glob matched nothing, or a list is empty")
-    folder = session.folder if session.is_sweep else None
-    if folder is not None and (holds_records(folder) or holds_costs(folder)):
-        print_report(folder)
-
-
-def refuse_arguments(verb: str, message: str) -> NoReturn:
-    """Refuse an option in one line, where argparse would print its usage too."""
-    raise ValueError(f"{message}; fsr {verb} --help lists what there is")
 
 
 def report_arguments(argv: Sequence[str]) -> None:
@@ -364,32 +290,3 @@ def usage() -> str:
         "fsr <verb> --help lists the verb's groups and options.",
     ]
     return "\n".join(lines)
-
-
-def one_line(err: BaseException) -> str:
-    """Return an error's cause and cure in one line, out of the wrappings that Hydra puts around it."""
-    if isinstance(err, MissingConfigException) and err.missing_cfg_file:
-        group, _, name = err.missing_cfg_file.partition("/")
-        folder = config_folder() / group  # options of nested groups too
-        known = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")]
-        if known := known or list(err.options or []):  # Hydra tells none where the group takes a list
-            return unknown(group, name, known)
-    if isinstance(err, OverrideParseException):
-        return f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
-    while isinstance(err, InstantiationException) and err.__cause__ is not None:
-        err = err.__cause__
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    if isinstance(err, HydraException):
-        return " ".join(lines)
-    return lines[0] if lines else type(err).__name__
-
-
-def shows_trace(err: BaseException) -> bool:
-    """Tell whether an error is to be raised, not told in one line: a bug is, and all are where FSR_TRACEBACK=1 asks."""
-    return os.environ.get("FSR_TRACEBACK") == "1" or not is_expected(err)
-
-
-def is_expected(err: BaseException) -> bool:
-    """Tell whether an error speaks of the user's input or machine; anything else is a bug."""
-    kinds = (ValueError, TypeError, OSError, RuntimeError, ImportError, HydraException, OmegaConfBaseException)
-    return isinstance(err, kinds) or type(err).__module__.startswith("lightning.")

@@ -24,11 +24,24 @@ def draw_run(run: Path, *, title: str) -> None:
             figures.draw_samples(samples, run / "samples.png", title=f"{title}, {samples['attack']}")
 
 
+def draw_sweep(folder: Path) -> None:
+    """Draw what a sweep's numbers did, where one or two of them varied."""
+    from fsr_lab.report import landscape
+
+    landscape.draw_sweep(folder)
+
+
 def print_report(folder: Path) -> None:
-    """Write a folder's report and print its table and where it lies."""
+    """Write a folder's report and print its table and where it lies; of a sweep, how its jobs fared before that."""
     from fsr_lab.report.cost import write_cost_report
     from fsr_lab.report.page import write_report
+    from fsr_lab.report.sweep import read_sweep
 
+    if sweep := read_sweep(folder):
+        draw_sweep(folder)
+        show(sweep.rich())
+        if not (holds_records(folder) or holds_costs(folder)):
+            return  # none of its jobs got so far, or they are of a verb that leaves neither
     table, path = write_cost_report(folder) if holds_costs(folder) else write_report(folder)
     show(table.rich())
     print(f"report: {path}")

@@ -23,23 +23,31 @@ BELOW = {
     "report": {"core"},
     "arguments": {"core"},
     "printing": {"core", "report"},
-    "cli": {"core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "report", "arguments", "printing"},
+    "session": {"core", "arguments"},
+    "sweep": {"core", "callback", "engine", "report", "arguments", "printing", "session"},
+    "under_hydra": {"arguments", "session", "sweep"},
+    "cli": {
+        "core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "report", "arguments", "printing", "session",
+        "sweep", "under_hydra",
+    },
     "__main__": {"cli"},
-}
+}  # fmt: skip
 """What each package of fsr_lab may import of the others; whatever is not here has no place in the house."""
 
 THIRD_PARTY = {"core": {"torch", "numpy"}}
 """Packages that may use these, and beyond them the standard library only."""
 
 ONLY_IN = {
-    "hydra": {"fsr_lab.cli", "fsr_lab.engine.build"},
+    "hydra": {"fsr_lab.cli", "fsr_lab.engine.build", "fsr_lab.session", "fsr_lab.sweep", "fsr_lab.under_hydra"},
     "omegaconf": {
-        "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.engine.build", "fsr_lab.engine.chosen", "fsr_lab.engine.run",
-        "fsr_lab.engine.rank", "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard",
-        "fsr_lab.analysis.run",
+        "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.session", "fsr_lab.sweep", "fsr_lab.under_hydra",
+        "fsr_lab.engine.build", "fsr_lab.engine.chosen", "fsr_lab.engine.run", "fsr_lab.engine.rank",
+        "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard", "fsr_lab.analysis.run",
     },
     "lightning": {"fsr_lab.dataset", "fsr_lab.modifier", "fsr_lab.callback", "fsr_lab.engine"},
-    "torch": {f"fsr_lab.{name}" for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis")},
+    "torch": {
+        f"fsr_lab.{name}" for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "sweep")
+    },
 }  # fmt: skip
 """Third-party packages that only these modules, or modules of these packages, may import."""
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from fsr_lab.core.threat import Threat
 
@@ -164,6 +167,24 @@ def test_a_run_stopped_often_ends_as_one_never_touched(warm, argv, untouched, tm
     assert warm.run("train", f"resume={run}", stops=[("train", 4, "SIGKILL")]).code == -9
     assert warm.run(*command).code == 0
     assert_bit_equal(run, untouched)
+
+
+def test_sigterm_between_two_steps_waits_for_the_next(fsr, argv, tmp_path, monkeypatch):
+    # where the metrics are written, which is most of a small step's time, Lightning would end the epoch by an exception
+    run, saves = tmp_path / "run", []
+    original = CSVLogger.save
+
+    def saving(self):
+        saves.append(run)
+        if len(saves) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(CSVLogger, "save", saving)
+    outcome = fsr(*argv, f"hydra.run.dir={run}")
+    assert outcome.code == 130
+    assert f"SIGTERM at step {state(run)['global_step']}" in complaint(outcome)
+    assert state(run)["global_step"] < STEPS
 
 
 def test_ctrl_c_in_the_last_validation_is_heeded(warm, argv, tmp_path):

@@ -29,6 +29,11 @@ def handlers():
         signal.signal(number, handler)
 
 
+def begin(callback, trainer):
+    callback.on_fit_start(trainer, None)
+    callback.on_train_start(trainer, None)
+
+
 def after_a_step(callback, trainer):
     callback.on_train_batch_end(trainer, None, None, None, 0)
 
@@ -36,7 +41,7 @@ def after_a_step(callback, trainer):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_saves_and_stops(number, handlers):
     stop, trainer = StopCleanly("last.ckpt"), Standing()
-    stop.on_fit_start(trainer, None)
+    begin(stop, trainer)
     after_a_step(stop, trainer)
     assert trainer.saved == []
     os.kill(os.getpid(), number)
@@ -49,7 +54,7 @@ def test_each_signal_saves_and_stops(number, handlers):
 def test_a_program_round_the_training_decides_once_the_checkpoint_is_written(handlers):
     stop, trainer, told = StopCleanly("last.ckpt"), Standing(), []
     signal.signal(signal.SIGUSR2, lambda number, frame: told.append((number, list(trainer.saved))))
-    stop.on_fit_start(trainer, None)
+    begin(stop, trainer)
     for step in (4, 5):
         trainer.global_step = step
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -61,7 +66,7 @@ def test_a_program_round_the_training_decides_once_the_checkpoint_is_written(han
 
     stop.on_fit_end(trainer, None)
     signal.signal(signal.SIGUSR2, queued_again)
-    stop.on_fit_start(trainer, None)
+    begin(stop, trainer)
     os.kill(os.getpid(), signal.SIGUSR2)
     with pytest.raises(SystemExit):
         after_a_step(stop, trainer)

@@ -33,9 +33,13 @@ class StopCleanly(Callback):
         self.path = Path(path)
         self._asked: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
-        self._foreign: Any = None
+        self._round: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._round = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # after Lightning has set its own handlers, which would take a SIGTERM too, and end an epoch by an exception
         self._listen()
 
     def on_train_batch_end(
@@ -61,7 +65,6 @@ class StopCleanly(Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number)
-        self._foreign = self._previous.get(self._asked)
         self._release()
         print(f"{self._asked.name}: stopping after this step", file=sys.stderr, flush=True)
 
@@ -73,8 +76,9 @@ class StopCleanly(Callback):
             return
         trainer.save_checkpoint(self.path)
         number, self._asked = self._asked, None
-        if number is not None and callable(self._foreign) and self._foreign is not signal.default_int_handler:
-            self._foreign(number, None)
+        decides = None if number is None else self._round[number]
+        if callable(decides) and decides is not signal.default_int_handler:
+            decides(number, None)
             self._listen()
             return
         name = "another rank was stopped" if number is None else number.name

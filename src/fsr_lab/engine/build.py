@@ -11,6 +11,8 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -132,9 +134,18 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     given: dict[str, Any] = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
     if cfg.trainer.get("profiler") == "steps":
         given["profiler"] = StepProfiler()
+    # not Slurm's, which Lightning would find first: ranks come from torchrun, and jobs are queued again by the sweep
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+    plugins = [AtomicCheckpointIO(), environment]
     return cast(
         Trainer,
-        instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()], **given),
+        instantiate(
+            cfg.trainer,
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=plugins,
+            **given,
+        ),
     )
 
 

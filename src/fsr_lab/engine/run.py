@@ -29,8 +29,8 @@ from fsr_lab.engine.profile import StepProfiler
 STATUS, SAMPLES = "status.json", "samples.npz"
 UNCOMPARED = (
     "callback", "chunk", "claim", "compile", "dataset.folder", "dataset.source", "early_exit", "evaluation",
-    "keep_images", "label", "ledger", "logger", "model.functional", "paths", "resume", "test_checkpoints",
-    "test_samples", "trainer",
+    "keep_images", "label", "launcher", "ledger", "logger", "model.functional", "paths", "resume", "retry",
+    "test_checkpoints", "test_samples", "trainer",
 )  # fmt: skip
 """Parts of a config that may change when a run is continued."""
 
@@ -58,7 +58,7 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
     if not fresh and is_finished(cfg, run):
         return load_records(run)
     if not fresh:
-        _refuse_other_config(cfg, run)
+        refuse_other_config(cfg, run)
     data = opened_data(cfg)
     # built early, so that what cannot work says so before anything is trained or cleared
     build.build_module(cfg, build.build_model(cfg))
@@ -118,7 +118,7 @@ def is_finished(cfg: DictConfig, run: Path) -> bool:
     """Tell whether the directory holds this very run, finished."""
     if read_status(run) != _status("finished", cfg):
         return False
-    _refuse_other_config(cfg, run)
+    refuse_other_config(cfg, run)
     return True
 
 
@@ -214,7 +214,12 @@ def _finish_trackers(trainer: Trainer) -> None:
     gc.collect()  # a module and its trainer refer to each other; a sweep would otherwise hold several networks
 
 
-def _refuse_other_config(cfg: DictConfig, run: Path) -> None:
+def refuse_other_config(cfg: DictConfig, run: Path) -> None:
+    """Refuse a directory that holds a run of another configuration.
+
+    Raises:
+        ValueError: as said; the message names what differs.
+    """
     path = run / CONFIG
     if not path.is_file() or not (run / "checkpoints").is_dir():
         return

@@ -47,7 +47,7 @@ def draw_curves(curves: Curves, path: Path, *, title: str) -> None:
             axis.legend(fontsize=8)
     right.set_ylim(0, 1)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_samples(samples: Mapping[str, NDArray[Any]], path: Path, *, title: str) -> None:
@@ -79,10 +79,11 @@ def draw_samples(samples: Mapping[str, NDArray[Any]], path: Path, *, title: str)
                 right = predicted[index] == samples["labels"][index]
                 axis.set_title(f"{predicted[index]}", fontsize=9, color="#1a7f37" if right else "#cf222e")
     figure.suptitle(f"{title}: predicted class, green where right", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save a figure as a PNG, whole or not at all."""
     # without metadata, equal inputs give equal bytes
     with matplotlib.rc_context({"svg.hashsalt": "fsr-lab"}):
         buffer = io.BytesIO()

@@ -13,6 +13,7 @@ from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.report.breakers import breakers, first_breakers, longest_chain
 from fsr_lab.report.columns import named
 from fsr_lab.report.paired import Comparison, compare
+from fsr_lab.report.sweep import read_sweep
 from fsr_lab.report.table import Table, accuracy_table
 from fsr_lab.report.verdict import rules_table, verdict
 
@@ -42,6 +43,7 @@ def write_report(folder: Path) -> tuple[Table, Path]:
     text = "\n".join([
         f"# {folder.resolve().name}\n",
         *([notes] if notes else []),
+        *(["## Jobs\n", sweep.markdown()] if (sweep := read_sweep(folder)) else []),
         "## Robust accuracy\n",
         table.markdown(),
         "## Verdict\n",

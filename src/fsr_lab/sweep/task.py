@@ -1,0 +1,82 @@
+"""What a launcher calls, in this process or another one: one job of a sweep, from its lock to its last word."""
+
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fsr_lab.engine.lock import held
+from fsr_lab.session import Session, code_of, is_interruption, one_line
+from fsr_lab.sweep.devices import settle
+from fsr_lab.sweep.index import refresh
+from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, LOG, Job
+from fsr_lab.sweep.log import logged
+from fsr_lab.sweep.plan import unresolved
+from fsr_lab.sweep.stop import is_stopping
+
+Verb = Callable[[Session, DictConfig], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A verb as a launcher's task; it travels to other processes, and what it found returns by the job's directory.
+
+    Attributes:
+        verb: does the work.
+        command: as it was typed, for provenance.
+        launcher_pid: the process that started the sweep: a job that runs in it stops the sweep when it is stopped.
+    """
+
+    verb: Verb
+    command: str
+    launcher_pid: int = field(default_factory=os.getpid)
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Run one job and return its best robust validation accuracy, which tuning raises; no error gets out.
+
+        Raises:
+            KeyboardInterrupt: the job was asked to stop, and runs in the process of the whole sweep.
+        """
+        hydra = HydraConfig.get()
+        run, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+        with ExitStack() as stack:
+            try:
+                if is_stopping(sweep):
+                    return None
+                stack.enter_context(held(run))
+            except (OSError, RuntimeError, ValueError) as err:  # another process is at it, and tells of it
+                Session(self.command).tell(err)
+                return None
+            log = stack.enter_context(logged(run / LOG))
+            return self._work(cfg, run, sweep, log)
+
+    def _work(self, cfg: DictConfig, run: Path, sweep: Path, log: TextIO) -> float | None:
+        from fsr_lab.report.results import VALIDATION, results
+
+        hydra = HydraConfig.get()
+        job = (Job.read(run) or Job(number=hydra.job.num, overrides=tuple(unresolved(hydra.overrides.task)))).begun()
+        job.write(run)
+        refresh(sweep, [run])
+        session = Session(self.command, sweep=sweep)
+        stopped: BaseException | None = None
+        try:
+            settle(cfg)
+            self.verb(session, cfg)
+            job = job.over(FINISHED, code=session.exit_code, results=results(run))
+        except BaseException as err:
+            traceback.print_exception(err, file=log)
+            session.tell(err)
+            stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
+            state = FAILED if stopped is None else INTERRUPTED
+            job = job.over(state, code=code_of(err), error=one_line(err))
+        job.write(run)
+        refresh(sweep, [run])
+        if stopped is not None and os.getpid() == self.launcher_pid:
+            raise KeyboardInterrupt from stopped
+        return job.results.get(f"{VALIDATION}_best")
