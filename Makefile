@@ -58,7 +58,7 @@ ARGS ?=
 RUNS := $(or $(FSR_RUNS),runs)
 comma := ,
 commas = $(subst $(eval ) ,$(comma),$(strip $(1)))
-train = $(BIN)/fsr train -m experiment=$(call commas,$(1)) seed=$(SEEDS) scale=$(SCALE) launcher=$(LAUNCHER) $(ARGS)
+train = $(BIN)/fsr train -m experiment=$(call commas,$(1)) name=$(SCALE) seed=$(SEEDS) scale=$(SCALE) launcher=$(LAUNCHER) $(ARGS)
 # one FSR row of Table 1, and what is varied of it
 ablate = $(BIN)/fsr train hparams_search=$(1)_grid experiment=table1_cifar10/resnet18_fsr_at seed=$(SEEDS) scale=$(SCALE) \
 	launcher=$(LAUNCHER) name=$(SCALE)_$(1) hydra.sweep.subdir='$${hydra:job.override_dirname}' $(ARGS)
