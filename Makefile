@@ -90,15 +90,16 @@ table3: setup  ## black-box attacks and AutoAttack on Table 1's CIFAR-10 network
 table4: setup  ## AT with FSR beside FD, CAS and CIFS
 	$(call train,table1_cifar10/resnet18_at table1_cifar10/resnet18_fsr_at $(foreach how,fd cas cifs,table4/resnet18_$(how)_at))
 
+SAMPLES_smoke := test_samples=20 evaluation=quick
+SAMPLES_cpu := test_samples=2000 evaluation=[paper,autoattack] crafting@crafting.evaluate=fast
+SAMPLES_paper := evaluation=[paper,autoattack]
+
 table5: setup  ## each part of FSR's features alone: under attack, and by its nearest neighbours
 	$(call train,table1_cifar10/resnet18_fsr_at)
 	for run in $(RUNS)/$(SCALE)/table1_cifar10/resnet18_fsr_at/*/; do for how in feature_swap knn; do \
 		$(BIN)/fsr analyze run="$$run" analysis=$$how $(SAMPLES_$(SCALE)) \
 			hydra.run.dir="'$(RUNS)/$(SCALE)_table5/$${run#$(RUNS)/$(SCALE)/}'" || exit; \
 	done; done
-SAMPLES_smoke := test_samples=20 evaluation=quick
-SAMPLES_cpu := test_samples=2000 evaluation=[paper,autoattack] crafting@crafting.evaluate=fast
-SAMPLES_paper := evaluation=[paper,autoattack]
 
 table6: setup  ## FSR without Separation, and without Recalibration
 	$(call train,table1_cifar10/resnet18_at table1_cifar10/resnet18_fsr_at $(foreach how,sep rec,table6/resnet18_fsr_wo_$(how)_at))

@@ -28,7 +28,7 @@ OPTIONS = sorted(
     if path.relative_to(CONF).parts[0] not in ("hydra", "experiment")
     and path.relative_to(CONF).as_posix() not in ("launcher/ray.yaml", "hparams_search/optuna.yaml")
 )
-"""All but experiments, which build something, and what needs packages of its own: make test-ray, make test-tune."""
+"""All but experiments, which build something, and what needs packages of its own."""
 
 
 def resolved(cfg):

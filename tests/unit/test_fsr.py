@@ -331,6 +331,8 @@ def test_a_rescaled_part_has_the_direction_of_the_part_and_the_size_of_the_featu
         torch.testing.assert_close(scaled.norm(), whole.norm())
         torch.testing.assert_close(scaled * own.norm(), own * whole.norm())
     assert not found[1].any()
+    whole = Route(part="f_minus", rescaled=True, mask=torch.ones(1, 1, 1, 1))  # f- is nothing where f+ is everything
+    assert not fsr(features, route=whole).features.any()
 
 
 def test_a_route_moves_the_mask_through_the_whole_module(fsr, features):

@@ -88,9 +88,12 @@ class NearestNeighbours:
         parts = study.parts(point, self.parts)
         queries, labels = self._queries(study, point, parts)
         predicted, options = [], []
+        nearest: dict[tuple[str, str, str], Neighbours] = {}
+        for source in dict.fromkeys(map(_source, self.banks)):
+            nearest |= self._nearest(study, point, source, queries)
         for bank in self.banks:
-            found = self._nearest(study, point, bank, queries)
-            for (part, pooling), neighbours in found.items():
+            for part, pooling in queries:
+                neighbours = nearest[bank, part, pooling]
                 for k in self.ks:
                     for gamma in self.gammas:
                         votes = weighted_vote(neighbours, k, gamma, study.data.num_classes)
@@ -110,34 +113,33 @@ class NearestNeighbours:
         return {key: torch.cat(vectors) for key, vectors in rows.items()}, torch.cat(labels)
 
     def _nearest(
-        self, study: Study, point: str, bank: str, queries: dict[tuple[str, str], Tensor]
-    ) -> dict[tuple[str, str], Neighbours]:
-        """Search a bank in batches, so that its features need never be in memory together."""
-        most = max(self.ks)
+        self, study: Study, point: str, source: str, queries: dict[tuple[str, str], Tensor]
+    ) -> dict[tuple[str, str, str], Neighbours]:
+        """Search the banks of a source in batches, so that its features need never be in memory together."""
+        most, banks = max(self.ks), [bank for bank in self.banks if _source(bank) == source]
         parts = list(dict.fromkeys(part for part, _ in queries))
-        found: dict[tuple[str, str], Neighbours] = {}
+        found: dict[tuple[str, str, str], Neighbours] = {}
         seen = 0
-        for x, y in self._bank(study, bank):
+        for x, y in self._images(study, source):
             for key, vectors in self._features(study, point, parts, x).items():
                 cosines = queries[key] @ vectors.T
-                if bank == "test_excluding_self":
-                    own = torch.arange(seen, seen + len(y), device=cosines.device)
-                    inside = own < len(cosines)
-                    cosines[own[inside], (own - seen)[inside]] = -torch.inf
-                found[key] = nearest_of(found.get(key), cosines, y, most)
+                for bank in banks:
+                    own = _without_self(cosines, seen) if bank == "test_excluding_self" else cosines
+                    found[bank, *key] = nearest_of(found.get((bank, *key)), own, y, most)
             seen += len(y)
-        left = seen - (bank == "test_excluding_self")
-        if left < most:
-            raise ValueError(f"the bank {bank} has {left} images for {most} neighbours; give smaller analysis.ks")
+        for bank in banks:
+            left = seen - (bank == "test_excluding_self")
+            if left < most:
+                raise ValueError(f"the bank {bank} has {left} images for {most} neighbours; give smaller analysis.ks")
         return found
 
-    def _bank(self, study: Study, bank: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the natural images of a bank in batches: all test images, or training images."""
-        if bank == "train":
+    def _images(self, study: Study, source: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield natural images in batches: all test images, or training images."""
+        if source == "train":
             batches = study.data.bank_batches(study.device, limit=self.bank_samples)
         else:
             batches = study.data.test_batches(study.device)
-        yield from track(batches, f"knn bank {bank}", total=len(batches))
+        yield from track(batches, f"knn bank {source}", total=len(batches))
 
     def _features(self, study: Study, point: str, parts: Sequence[str], x: Tensor) -> dict[tuple[str, str], Tensor]:
         """Return {(part, pooling): (N, D) unit vectors} of images, masks as deployed."""
@@ -148,6 +150,20 @@ class NearestNeighbours:
                     vectors = features.mean((2, 3)) if pooling == "pooled" else features.flatten(1)
                     rows[part, pooling] = functional.normalize(vectors.float(), dim=1)
         return rows
+
+
+def _source(bank: str) -> str:
+    """Return whose images a bank holds: "train" or "test"."""
+    return bank.partition("_")[0]
+
+
+def _without_self(cosines: Tensor, seen: int) -> Tensor:
+    """Return cosines (N, M) with M images from place `seen` on, where no query has itself among them."""
+    count, images = cosines.shape
+    own = torch.arange(seen, max(seen, min(seen + images, count)), device=cosines.device)  # none behind the last query
+    left = cosines.clone()
+    left[own, own - seen] = -torch.inf
+    return left
 
 
 def features_of(study: Study, point: str, parts: Sequence[str], x: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ class SaveOften(Callback):
     Args:
         path: the checkpoint to write.
         steps: optimiser steps between two; None for none by steps.
-        minutes: between two, by the first rank's clock; None for none by the clock.
+        minutes: between two, by the first clock of any rank to say so; None for none by the clock.
 
     Raises:
         ValueError: a number that is not above 0.
@@ -36,11 +36,15 @@ class SaveOften(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_due = bool(self.steps) and trainer.global_step % int(self.steps or 1) == 0
+        if trainer.is_last_batch:
+            return
+        is_due = self.steps is not None and trainer.global_step % self.steps == 0
         if self.minutes is not None:
             by_clock = time.monotonic() - self._saved_at >= 60 * self.minutes
-            is_due |= trainer.strategy.broadcast(by_clock)  # all ranks save or none
-        if is_due and not trainer.is_last_batch:
+            if trainer.world_size > 1:  # all ranks save or none; one number among them, at every step
+                by_clock = trainer.strategy.reduce_boolean_decision(by_clock, all=False)
+            is_due |= by_clock
+        if is_due:
             trainer.save_checkpoint(self.path)
             self._saved_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 finish the step, write a checkpoint and stop; a second one stops at once."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 finish the step, write a checkpoint and stop; a second one stops at once."""
 
 import signal
 import sys

@@ -85,7 +85,7 @@ def with_gradient_of(stand_in: Tensor, value: Tensor) -> Tensor:
 def with_norm_of(features: Tensor, part: Tensor) -> Tensor:
     """Return a part (N, C, H, W), each sample scaled to the Euclidean norm of the features; nothing stays nothing."""
     wanted, own = (full.float().flatten(1).norm(dim=1)[:, None, None, None] for full in (features, part))
-    scaled: Tensor = part * (wanted / own.clamp_min(torch.finfo(torch.float32).tiny))
+    scaled: Tensor = part * (wanted / own.clamp_min(1e-30))  # less would be infinite, and nothing times it no number
     return scaled
 
 
