@@ -71,9 +71,9 @@ def test_settings_are_named_and_not_compared(cost, tmp_path):
     assert "compared" not in outcome.out
     (line,) = table(folder(tmp_path))
     assert line["settings"] == "model.width=16 defense.at=[layer3,layer4]"
-    # both bottlenecks are as narrow as the network, which has 64 and 128 channels there
+    # both bottlenecks 64 wide as ever, at 64 and 128 channels of the narrow network
     assert int(line["defense_parameters"]) == sum(
-        2 * (2 * 9 * channels * 16 + 9 * 16 * 16 + 4 * 16) + 10 * channels + 10 for channels in (64, 128)
+        2 * (2 * 9 * channels * 64 + 9 * 64 * 64 + 4 * 64) + 10 * channels + 10 for channels in (64, 128)
     )
 
 
