@@ -36,8 +36,10 @@ ONLY_IN = {
     "omegaconf": {
         "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.engine.build", "fsr_lab.engine.chosen", "fsr_lab.engine.run",
         "fsr_lab.engine.rank", "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard",
+        "fsr_lab.engine.tracking",
     },
     "lightning": {"fsr_lab.dataset", "fsr_lab.modifier", "fsr_lab.callback", "fsr_lab.engine"},
+    "wandb": {"fsr_lab.engine.exhibits"},
     "torch": {f"fsr_lab.{name}" for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis")},
 }  # fmt: skip
 """Third-party packages that only these modules, or modules of these packages, may import."""
