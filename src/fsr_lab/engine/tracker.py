@@ -113,7 +113,9 @@ class Tracker(Logger):
 
     def _say(self, what: str) -> None:
         if self._has_spoken.acquire(blocking=False):
-            print(f"tracker {self._name!r} {what}; the run is not affected", file=sys.stderr, flush=True)
+            # in one write: print would let another thread's line in before its own end
+            sys.stderr.write(f"tracker {self._name!r} {what}; the run is not affected\n")
+            sys.stderr.flush()
 
 
 def close(trackers: Sequence[Tracker], status: Status, patience: float) -> None:

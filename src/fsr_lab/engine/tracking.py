@@ -111,7 +111,7 @@ def _started(node: dict[str, Any], about: dict[str, Any], run: Path, job: str, p
         here = logger.experiment
         folder = Path(here.dir).parent
         where = f"offline, to upload: wandb sync {folder}" if here.offline else here.url
-        print(f"W&B: {where}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"W&B: {where}\n")  # in one write, as other threads write, too
     return logger
 
 

@@ -51,7 +51,7 @@ class Watch(Callback):
             return
         for point, histogram in found.items():
             for tracker in self._trackers:
-                tracker.tell(shown(f"mask/{point}", histogram, trainer.global_step))
+                tracker.tell(shown(f"mask/{point}", histogram, _last_step(trainer)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of the best validation so far; a resumed run knows it from its checkpoint."""
@@ -59,7 +59,7 @@ class Watch(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
                 best = {f"{callback.monitor}_best": float(callback.best_model_score)}
                 for tracker in self._trackers:
-                    tracker.log_metrics(best, trainer.global_step)
+                    tracker.log_metrics(best, _last_step(trainer))
 
 
 def mask_histograms(model: Defended, x: Tensor) -> dict[str, Histogram]:
@@ -78,3 +78,8 @@ def mask_histograms(model: Defended, x: Tensor) -> dict[str, Histogram]:
     return {
         point: Histogram(*np.histogram(mask, bins=BINS, range=(0.0, 1.0))) for point, mask in masks.items() if mask.size
     }
+
+
+def _last_step(trainer: Trainer) -> int:
+    """Return the step that an epoch's own metrics are logged at: its last one, counted from 0."""
+    return max(trainer.global_step - 1, 0)
