@@ -28,6 +28,7 @@ class Tracker(Logger):
         name: what that line calls it.
         build: makes the other logger; called in the thread, once there is something to log.
         end: called in the thread with the other logger and the run's status, after its own `finalize`.
+        abandon: called by whoever waits, where it is left behind.
         capacity: how many words wait for it at most; what comes while so many do is lost to it.
     """
 
@@ -37,12 +38,14 @@ class Tracker(Logger):
         build: Callable[[], Logger],
         *,
         end: Callable[[Any, Status], None] | None = None,
+        abandon: Callable[[], None] | None = None,
         capacity: int = 10_000,
     ) -> None:
         super().__init__()
         self._name = name
         self._build = build
         self._end = end
+        self._abandon = abandon
         self._capacity = capacity
         self._words: SimpleQueue[Word | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -97,6 +100,8 @@ class Tracker(Logger):
             self._thread.join(max(seconds, 0.0))
             if self._thread.is_alive():
                 self._say("does not end, and is left behind")
+                if self._abandon is not None:
+                    self._abandon()
         self._is_lost = True
 
     def _work(self) -> None:

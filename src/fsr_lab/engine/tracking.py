@@ -35,7 +35,13 @@ def opened_trackers(cfg: DictConfig, run: Path, job: str) -> Iterator[list[Track
     about: Any = OmegaConf.to_container(cfg, resolve=True)
     patience = float(cfg.trackers.patience)
     trackers = [
-        Tracker(name, partial(_started, node, about, run, job, patience), end=_ended, capacity=cfg.trackers.capacity)
+        Tracker(
+            name,
+            partial(_started, node, about, run, job, patience),
+            end=_ended,
+            abandon=wandb_settings.leave_service_behind if _is_wandb(node) else None,
+            capacity=cfg.trackers.capacity,
+        )
         for name, node in build.tracker_nodes(cfg).items()
     ]
     status: Status = "failed"
@@ -103,7 +109,7 @@ def accuracies(record: EvaluationRecord) -> dict[str, int]:
 
 def _started(node: dict[str, Any], about: dict[str, Any], run: Path, job: str, patience: float) -> Logger:
     """Build a logger and give it the config; runs in its thread."""
-    if str(node.get("_target_", "")).endswith(".WandbLogger"):
+    if _is_wandb(node):
         node = wandb_settings.completed(node, about=about, run=run, job=job, patience=patience)
     logger = build.build_logger(node)
     logger.log_hyperparams(about)
@@ -119,3 +125,7 @@ def _ended(logger: Logger, status: Status) -> None:
     """Close what outlives the logger; runs in its thread."""
     if isinstance(logger, WandbLogger):
         logger.experiment.finish(exit_code=int(status != "success"))
+
+
+def _is_wandb(node: Mapping[str, Any]) -> bool:
+    return str(node.get("_target_", "")).endswith(".WandbLogger")

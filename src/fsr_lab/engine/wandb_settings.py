@@ -1,8 +1,10 @@
 """What W&B is told of a run: whose it is, where it goes, and how it must not behave."""
 
+import atexit
 import netrc
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,25 @@ def run_id(run: Path) -> str | None:
     if not path.is_file():
         write_text(path, secrets.token_hex(4) + "\n")
     return path.read_text().strip()
+
+
+def leave_service_behind() -> None:
+    """Have this process end without waiting for W&B's own, which keeps on disk what it could not upload.
+
+    At exit W&B waits for that process without a limit: a server that does not answer would hold up the run's end.
+    """
+    atexit.register(_end_service)  # after W&B has registered its own hook, and so run before it
+
+
+def _end_service() -> None:
+    # W&B offers no other way to either; where these names change, its own hook waits as it likes
+    setup = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
+    connection = getattr(setup, "_connection", None)
+    process = getattr(getattr(connection, "_proc", None), "_process", None)
+    unregister = getattr(connection, "_cleanup", None)
+    if process is not None and unregister is not None:
+        unregister()
+        process.kill()
 
 
 def _mode(offline: object) -> str:
