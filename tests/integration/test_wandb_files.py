@@ -12,6 +12,8 @@ from wandb_journal import merged, of_kind, records
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "wandb"
+WHOLE = ("scale=smoke", "evaluation=paper", "test_checkpoints=[last,best]", "trainer.log_every_n_steps=1")
+"""A small run that leaves what a large one does."""
 METRIC = re.compile(r"(train|val|test|mask|samples)/")
 
 
@@ -66,7 +68,7 @@ def test_the_agents_command_trains_and_logs_what_the_dashboard_shows(
     argv, chosen, goal = agent_command
     env = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1", "WANDB_MODE": "offline", "HOME": str(tmp_path),
            "FSR_RUNS": str(tmp_path / "runs"), "WANDB_API_KEY": ""}  # fmt: skip
-    reply = warm.run(*argv, "scale=smoke", env=env)
+    reply = warm.run(*argv, *WHOLE, env=env)
     assert reply.code == 0, reply.err
     run = tmp_path / "runs" / "wandb_sweep" / "r1"
     assert not (run / "wandb_id").exists()
