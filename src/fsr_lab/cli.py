@@ -49,6 +49,7 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.chosen import chosen_network
+    from fsr_lab.engine.tracking import opened_trackers, tell_results
 
     cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     evaluating.check_settings(cfg)
@@ -56,12 +57,18 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     data = engine.opened_data(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     engine.write_config(cfg, run)
-    record = evaluating.evaluate_weights(cfg, weights, data, name=name, command=session.command, run=run, shard=shard)
-    if shard is not None:
-        print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
-        return
-    evaluating.check_attacked(record, cfg)
-    record.save(run / "records", "evaluation")
+    with opened_trackers(cfg, run, "evaluate") as trackers:
+        record = evaluating.evaluate_weights(
+            cfg, weights, data, name=name, command=session.command, run=run, shard=shard
+        )
+        if shard is not None:
+            print(
+                f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table"
+            )
+            return
+        evaluating.check_attacked(record, cfg)
+        record.save(run / engine.RECORDS, "evaluation")
+        tell_results(trackers, {"evaluation": record}, run / engine.RECORDS)
     print_report(run)
 
 
