@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.crafting import judging
-from fsr_lab.core.files import write_atomically, write_text
+from fsr_lab.core.files import disk_errors_explained, remove_leftovers, write_atomically, write_text
 from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.core.suggest import unknown
@@ -70,8 +70,7 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
         build.build_trainer(cfg)
     if fresh:
         _clear(run)
-    for half in run.glob("checkpoints/.*.tmp"):  # what a process was killed over
-        half.unlink()
+    remove_leftovers(run)
     write_config(cfg, run)
     write_text(run / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     about = Provenance.collect(command=command, seed=cfg.seed, hashes={"data": data.data_hash})
@@ -103,7 +102,8 @@ def fit(cfg: DictConfig, run: Path, data: ImageDataModule, trackers: Sequence[Tr
     watch = [Watch(trackers, cfg.trackers.mask_images)] if trackers else []
     trainer = build.build_trainer(cfg, trackers, watch)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        with disk_errors_explained(run):
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         module.stop_if_diverged()
         if isinstance(trainer.profiler, StepProfiler):  # type: ignore[attr-defined]
             print(trainer.profiler.summary(), flush=True)  # type: ignore[attr-defined]
