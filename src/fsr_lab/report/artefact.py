@@ -1,6 +1,6 @@
 """An artefact folder: the runs that its manifest asks for, laid out beside the paper's numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Artefact:
         grids: its tables: for each panel those scales at which something was measured, or else an empty one.
         measured: the records in them.
         analysed: the analyses that its manifest names, with their scales.
-        runs: the directories that these lie in.
+        runs: {directory that any of them lies in: what it is called}.
         missing: analyses that are not there.
         problems: a line of cause and cure for each record that was left out or may not be compared.
     """
@@ -37,7 +37,7 @@ class Artefact:
     grids: tuple[Grid, ...]
     measured: tuple[Measured, ...]
     analysed: tuple[tuple[str, Analysed], ...]
-    runs: tuple[Path, ...]
+    runs: dict[Path, str]
     missing: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -98,8 +98,17 @@ def read_artefact(folder: Path, runs: Path | None = None) -> Artefact:
     ]  # fmt: skip
     return Artefact(
         manifest, expected, grids, tuple(looks.used.values()), tuple((scale, each) for _, scale, each in shown),
-        tuple(places), tuple(missing), tuple(dict.fromkeys(problems)),
+        _names(places), tuple(missing), tuple(dict.fromkeys(problems)),
     )  # fmt: skip
+
+
+def _names(places: Mapping[Path, Kept]) -> dict[Path, str]:
+    """Return what plots call runs: by experiment and job, and by scale where there are several."""
+    scales = {kept.scale for kept in places.values()}
+    return {
+        run: " ".join([kept.experiment.rpartition("/")[2], kept.job, *([kept.scale] if len(scales) > 1 else [])])
+        for run, kept in places.items()
+    }
 
 
 def _is_wanted(manifest: Manifest, kept: Kept) -> bool:
@@ -127,7 +136,7 @@ class _Looks:
         """Return a panel's tables: of every scale at which something of it was measured, else of the paper's alone."""
         found = [self._grid(panel, scale) for scale in panel.scales]
         kept = [grid for grid in found if grid.is_measured]
-        return kept or [grid for grid in found if grid.scale == next(reversed(panel.scales))]
+        return kept or [grid for grid in found if grid.scale == list(panel.scales)[-1]]
 
     def analyses(self, spec: AnalysisSpec) -> Iterator[tuple[str, Analysed]]:
         """Yield the analyses of one kind of one network, with their scales."""
@@ -232,7 +241,7 @@ def _fits(row: RowSpec, each: Measured, kept: Kept) -> bool:
 
 
 def _numbers(found: Sequence[Measured | Analysed], heading: str, row: RowSpec) -> tuple[Number, ...]:
-    """Return what a row's records say in a column, one number a seed: of several that say it, the one of most images."""
+    """Return what a row's records say in a column, one number a seed: of several the one of most images."""
     numbers: dict[int, Number] = {}
     for each in found:
         said = _said(each, heading, row)

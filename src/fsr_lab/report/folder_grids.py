@@ -34,7 +34,7 @@ def folder_grids(measured: Sequence[Measured], folder: Path) -> list[Grid]:
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """Return the overrides that a run directory's name tells, but for the seed; none where it is another kind of name."""
+    """Return the overrides that a run directory's name tells, but for the seed; none where it tells none."""
     words: list[str] = []
     depth = 0
     for part in name.split(","):
@@ -71,7 +71,7 @@ def _grid(measured: Sequence[Measured], folder: Path) -> Grid:
                           cells=tuple(cells), settings=shown))  # fmt: skip
     record = measured[0].record
     grid = Grid(
-        title=f"{record.threat}, {len(record)} test images",
+        title=f"{len(record):,} test images",
         threat=str(record.threat),
         headings=tuple(column.heading for column in columns),
         lines=tuple(lines),

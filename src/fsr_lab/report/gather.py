@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,13 @@ def gather(*folders: Path) -> Gathered:
         paths = sorted(
             (run / RECORDS).rglob("*.json"), key=lambda path: (path.parent, not path.stem.startswith("last"), path.stem)
         )
-        measured += [Measured(record, path, run) for path in paths if (record := _read(EvaluationRecord.load, path, problems))]
+        measured += [
+            Measured(record, path, run) for path in paths if (record := _read(EvaluationRecord.load, path, problems))
+        ]
         paths = sorted((run / FOLDER).glob("*.json"))
-        analysed += [Analysed(record, path, run) for path in paths if (record := _read(AnalysisRecord.load, path, problems))]
+        analysed += [
+            Analysed(found, path, run) for path in paths if (found := _read(AnalysisRecord.load, path, problems))
+        ]
         alone = [path for place in (RECORDS, FOLDER) for path in sorted((run / place).rglob("*.npz"))
                  if not path.with_suffix(".json").is_file()]  # fmt: skip
         problems += [f"{path} has lost {path.with_suffix('.json').name} beside it; evaluate again" for path in alone]
@@ -119,8 +124,18 @@ def seed_of(run: Path, otherwise: int) -> int:
     return int(found[1]) if found else otherwise
 
 
+def run_names(gathered: Gathered) -> dict[Path, str]:
+    """Return what plots call runs: by method and seed where these tell them apart, else by their place."""
+    methods = {each.run: f"{each.method}, seed {each.seed}" for each in reversed(gathered.measured)}
+    count = Counter(methods.values())
+    return {
+        run: methods[run] if run in methods and count[methods[run]] == 1 else "/".join(run.resolve().parts[-2:])
+        for run in gathered.runs
+    }
+
+
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Yield the folders that hold records, analyses, metrics or samples of their own; an artefact's records hold runs."""
+    """Yield the folders that hold records, analyses, metrics or samples; an artefact's records hold such folders."""
     for path, folders, files in os.walk(folder):
         place = Path(path)
         own = {RECORDS, FOLDER, METRICS} & set(folders) if MANIFEST not in files else set()

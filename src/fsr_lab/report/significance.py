@@ -13,8 +13,8 @@ LEVEL = 0.05
 RULE = (
     "Bold: the highest number of its group in a column, where McNemar's exact two-sided test on the same test images "
     "tells it from each row that it is tested against, at 5 % after Holm's correction for all tests of the table on "
-    "the same checkpoint, and so for every seed that both rows have. The test speaks of these networks on these images; "
-    "what other seeds would give, several seeds tell."
+    "the same checkpoint, and so for every seed that both rows have. The test speaks of these networks on these "
+    "images; what other seeds would give, several seeds tell."
 )
 
 
@@ -122,7 +122,5 @@ def _is_bold(grid: Grid, tests: Sequence[Test], place: int, column: int) -> bool
     if mean is None or any(rival is not None and rival >= mean for rival in rivals):
         return False
     own = [test for test in tests if test.heading == grid.headings[column] and place in (test.first, test.second)]
-    wins = [
-        (test.paired.difference > 0) == (place == test.second) and test.paired.difference != 0 for test in own
-    ]
+    wins = [(test.paired.difference > 0) == (place == test.second) and test.paired.difference != 0 for test in own]
     return bool(own) and all(wins) and all(test.adjusted < LEVEL for test in own)
