@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fsr_lab.report.grid import Cell, Grid, Test
+from fsr_lab.report.manifest import SCALES
 from fsr_lab.report.sections import linked
 from fsr_lab.report.significance import RULE
 
@@ -29,7 +30,8 @@ def heading(grid: Grid) -> str:
 
 def grid_markdown(grid: Grid, folder: Path) -> str:
     """Return a grid as GitHub's Markdown, its numbers linked to the records as seen from a folder."""
-    lines = [f"### {heading(grid)}\n", f"| row | {' | '.join(grid.headings)} |",
+    kept = SCALES.get(grid.scale, "") if grid.is_measured else ""
+    lines = [f"### {heading(grid)}\n", *([f"{kept}\n"] if kept else []), f"| row | {' | '.join(grid.headings)} |",
              "|---|" + "--:|" * len(grid.headings)]  # fmt: skip
     for line in grid.lines:
         cells = " | ".join(_cell(cell, folder) for cell in line.cells)

@@ -15,6 +15,7 @@ from fsr_lab.report.analyses import Shown
 from fsr_lab.report.gallery import Gallery
 from fsr_lab.report.grid import Grid, Line, Number
 from fsr_lab.report.grid_text import TESTS, TESTS_NOTE, heading, signed, target, test_cells
+from fsr_lab.report.manifest import SCALES
 from fsr_lab.report.plots import Plot
 from fsr_lab.report.sections import linked
 from fsr_lab.report.significance import RULE
@@ -79,7 +80,8 @@ def rendered(page: Page) -> str:
         *[title for title, _ in page.sections], *(["Every number"] if values else []),
     ]  # fmt: skip
     return environment.from_string(_template("page.html.j2")).render(
-        page=page, titles=titles, tests=tests, tests_headings=TESTS, tests_note=TESTS_NOTE, values=values, rule=RULE,
+        page=page, scales=SCALES, titles=titles, tests=tests, tests_headings=TESTS, tests_note=TESTS_NOTE,
+        values=values, rule=RULE,
         style=Markup(_template("page.css").strip()), script=Markup(_template("sort.js").strip()),
         measured=any(grid.is_measured for grid in page.grids), has_paper=any(grid.has_paper for grid in page.grids),
         has_seeds=any(len(cell.numbers) > 1 for cell in cells), has_doubts=any(cell.mark for cell in cells),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fsr_lab.report.booktabs import PREAMBLE, booktabs, escaped
 from fsr_lab.report.grid import Cell, Grid, Line
 from fsr_lab.report.grid_text import heading, signed
+from fsr_lab.report.manifest import SCALES
 from fsr_lab.report.significance import RULE
 
 
@@ -27,9 +28,15 @@ def _table(grid: Grid, notes: Sequence[str]) -> str:
         group = line.group
     used = sorted({place for line in grid.lines for cell in line.cells for place in cell.notes})
     told = [heading(grid) + (f" ({grid.threat})" if grid.scale and grid.is_measured else "")]
+    told += [SCALES[grid.scale]] if grid.is_measured and SCALES.get(grid.scale) else []
     told += [RULE] if grid.tests else []
     told += [f"({place}) {notes[place - 1]}" for place in used]
-    return booktabs(["", *grid.headings], "l" + "r" * len(grid.headings), rows, ". ".join(told))
+    return booktabs(
+        ["", *grid.headings],
+        "l" + "r" * len(grid.headings),
+        rows,
+        " ".join(text if text.endswith(".") else f"{text}." for text in told),
+    )
 
 
 def _line(line: Line) -> list[str]:

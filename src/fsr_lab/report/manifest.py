@@ -11,8 +11,15 @@ import yaml
 from fsr_lab.core.suggest import unknown
 
 MANIFEST = "manifest.yaml"
-SCALES = ("paper", "cpu", "smoke")
-"""From the paper's own down to the one that shows only that all of it runs."""
+SCALES = {
+    "paper": "",
+    "cpu": "Real images, a narrow network, few epochs: a result of this scale is none of the paper's.",
+    "smoke": "Digits, seconds of training: it runs from end to end, and its numbers mean nothing.",
+}
+"""From the paper's own down to the smallest: what is to be kept in mind of each."""
+
+REFERENCE = " (the paper's)"
+"""What the name of a grid's row of the paper's setting ends with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,17 +151,20 @@ def _panel(content: Mapping[str, Any], scales: Mapping[str, str]) -> PanelSpec:
     fixed = {"title": content["title"], "columns": dict(content["columns"]), "scales": dict(own)}
     if "grid" not in content:
         groups = tuple(tuple(_row(row) for row in group) for group in content["groups"])
-        return PanelSpec(**fixed, groups=groups)
+        return PanelSpec(**fixed, groups=groups, reference=content.get("reference"))
     axes: Mapping[str, list[str]] = content["grid"]
     places = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    names = [setting_name(place) + (REFERENCE if place == content["reference"] else "") for place in places]
     rows = tuple(
-        RowSpec(name=setting_name(place), experiment=content["experiment"], settings=place) for place in places
+        RowSpec(name=name, experiment=content["experiment"], settings=place)
+        for name, place in zip(names, places, strict=True)
     )
-    return PanelSpec(**fixed, groups=(rows,), reference=setting_name(content["reference"]), axes=tuple(axes))
+    reference = setting_name(content["reference"]) + REFERENCE
+    return PanelSpec(**fixed, groups=(rows,), reference=reference, axes=tuple(axes))
 
 
 def _row(content: Mapping[str, Any]) -> RowSpec:
-    return RowSpec(settings={}, **content)
+    return RowSpec(**({"settings": {}} | dict(content)))
 
 
 def setting_name(settings: Mapping[str, str]) -> str:

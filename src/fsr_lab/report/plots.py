@@ -26,6 +26,9 @@ WORST_FIRST = ("AutoAttack", "Ensemble", "PGD-100", "PGD-20", "FGSM")
 SERIES_MOST = 6
 """Lines in one plot; the page has as many colours."""
 
+LABEL = 44
+"""Characters of a name in a legend."""
+
 NATURAL, ROBUST = "val/acc", "val/robust_acc"
 STEPS = re.compile(r"\bsteps=\d+")
 
@@ -201,8 +204,12 @@ def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _add_legend(figure: Figure) -> None:
-    """Put the legend under the axes, where it hides no line."""
-    figure.legend(loc="outside lower center", ncols=2, columnspacing=1.2, handlelength=1.6)
+    """Put the legend under the axes, where it hides no line; the page's font may be wider than the one drawn with."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    longest = max(map(len, labels))
+    shown = [label if len(label) <= LABEL else f"{label[: LABEL - 1]}…" for label in labels]
+    columns = 1 if longest > LABEL // 2 else 2
+    figure.legend(handles, shown, loc="outside lower left", ncols=columns, columnspacing=1.2, handlelength=1.6)
 
 
 def _plot(title: str, figure: Figure, alt: str) -> Plot:
