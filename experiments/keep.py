@@ -57,8 +57,9 @@ def copy(run: Path, target: Path) -> None:
     for path in sorted({path for pattern in SMALL for path in run.glob(pattern) if path.is_file()}):
         place = target / path.relative_to(run)
         if path.suffix == ".json":
-            content = json.loads(path.read_text())
-            write_text(place, json.dumps(without_places(content), indent=1, sort_keys=not path.name.startswith("provenance")) + "\n")
+            content = without_places(json.loads(path.read_text()))
+            is_sorted = not path.name.startswith("provenance")  # as each was written
+            write_text(place, json.dumps(content, indent=1, sort_keys=is_sorted) + "\n")
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)

@@ -12,7 +12,7 @@ from fsr_lab.report.gather import RECORDS, Analysed, Measured, gather
 from fsr_lab.report.grid import Cell, Grid, Line, Number
 from fsr_lab.report.interval import wilson
 from fsr_lab.report.manifest import MANIFEST, AnalysisSpec, Manifest, PanelSpec, RowSpec
-from fsr_lab.report.significance import tested
+from fsr_lab.report.significance import with_tests
 
 LAST = "last"
 
@@ -180,7 +180,7 @@ class _Looks:
             title=panel.title, scale=scale, threat=threat, headings=tuple(panel.columns), lines=tuple(lines),
             axes=panel.axes,
         )  # fmt: skip
-        grid, refused = tested(grid, panel.reference)
+        grid, refused = with_tests(grid, panel.reference)
         self.problems += [f"{grid.scale}: {line}" for line in refused]
         return grid
 

@@ -13,7 +13,7 @@ from fsr_lab.report.artefact import Artefact, read_artefact
 from fsr_lab.report.gallery import Gallery, run_galleries
 from fsr_lab.report.gather import Measured
 from fsr_lab.report.grid import Grid
-from fsr_lab.report.grid_text import grid_markdown, grids_csv, heading, tests_markdown
+from fsr_lab.report.grid_text import grid_markdown, grids_csv, heading, paired_markdown
 from fsr_lab.report.html import Page, rendered
 from fsr_lab.report.latex import grids_latex
 from fsr_lab.report.plots import against_eps, against_steps, over_settings, training_curves
@@ -86,7 +86,7 @@ def _markdown(page: Page, artefact: Artefact) -> str:
         parts += ["## Not measured\n", *[f"- {text}" for text in page.missing], ""]
     for part in page.analyses:
         parts += [f"## {part.title}\n", part.text]
-    if told := tests_markdown(page.grids):
+    if told := paired_markdown(page.grids):
         parts += ["## Paired tests\n", told]
     for title, text in page.sections:
         parts += [f"## {title}\n", text]

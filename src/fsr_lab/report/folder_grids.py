@@ -8,7 +8,7 @@ from fsr_lab.report.columns import united, value
 from fsr_lab.report.gather import Measured
 from fsr_lab.report.grid import Cell, Grid, Line, Number
 from fsr_lab.report.manifest import setting_name
-from fsr_lab.report.significance import tested
+from fsr_lab.report.significance import with_tests
 
 SEED = "seed"
 MOST = 6
@@ -78,7 +78,7 @@ def _grid(measured: Sequence[Measured], folder: Path) -> Grid:
         axes=tuple(sorted(varied)),
     )
     most = max(sum(line.checkpoint == other.checkpoint for other in lines) for line in lines)
-    return tested(grid, None if most <= MOST else lines[0].name)[0]
+    return with_tests(grid, None if most <= MOST else lines[0].name)[0]
 
 
 def _places(measured: Sequence[Measured], folder: Path) -> list[Place]:

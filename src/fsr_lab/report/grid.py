@@ -108,7 +108,7 @@ class Line:
         return f"{self.name} ({self.checkpoint})" if self.checkpoint else self.name
 
 
-class Test(NamedTuple):
+class RowTest(NamedTuple):
     """McNemar's test between two rows in one column, of networks of the same seed.
 
     Attributes:
@@ -150,7 +150,7 @@ class Grid:
     threat: str = ""
     headings: tuple[str, ...]
     lines: tuple[Line, ...]
-    tests: tuple[Test, ...] = ()
+    tests: tuple[RowTest, ...] = ()
     untested: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from urllib.parse import quote
 
-from fsr_lab.report.grid import Cell, Grid, Test
+from fsr_lab.report.grid import Cell, Grid, RowTest
 from fsr_lab.report.manifest import SCALES
 from fsr_lab.report.sections import linked
 from fsr_lab.report.significance import RULE
@@ -46,18 +46,18 @@ def grid_markdown(grid: Grid, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def tests_markdown(grids: Sequence[Grid]) -> str:
+def paired_markdown(grids: Sequence[Grid]) -> str:
     """Return all tests between rows as tables; "" where there are none."""
     parts = []
     for grid in grids:
         if grid.tests:
-            rows = [f"| {' | '.join(test_cells(grid, test))} |" for test in grid.tests]
+            rows = [f"| {' | '.join(paired_cells(grid, test))} |" for test in grid.tests]
             parts.append("\n".join([f"{heading(grid)}:\n", f"| {' | '.join(TESTS)} |",
                                     "|---|---|---|" + "--:|" * 7, *rows, ""]))  # fmt: skip
     return "\n".join([*parts, f"{TESTS_NOTE}\n"]) if parts else ""
 
 
-def test_cells(grid: Grid, test: Test) -> list[str]:
+def paired_cells(grid: Grid, test: RowTest) -> list[str]:
     """Return a test's cells under `TESTS`."""
     low, high = (100 * end for end in test.paired.interval)
     difference = f"{100 * test.paired.difference:+.2f} [{low:+.1f}, {high:+.1f}]"

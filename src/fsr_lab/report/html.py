@@ -14,7 +14,7 @@ from markupsafe import Markup
 from fsr_lab.report.analyses import Shown
 from fsr_lab.report.gallery import Gallery
 from fsr_lab.report.grid import Grid, Line, Number
-from fsr_lab.report.grid_text import TESTS, TESTS_NOTE, heading, signed, target, test_cells
+from fsr_lab.report.grid_text import TESTS, TESTS_NOTE, heading, paired_cells, signed, target
 from fsr_lab.report.manifest import SCALES
 from fsr_lab.report.plots import Plot
 from fsr_lab.report.sections import linked
@@ -70,7 +70,7 @@ def rendered(page: Page) -> str:
         "images": _images, "judged": _judged, "linked": partial(linked, folder=page.folder), "markdown": _markdown,
         "signed": signed, "slug": _slug, "target": partial(target, folder=page.folder),
     }  # fmt: skip
-    tests = [(heading(grid), [test_cells(grid, test) for test in grid.tests]) for grid in page.grids if grid.tests]
+    tests = [(heading(grid), [paired_cells(grid, test) for test in grid.tests]) for grid in page.grids if grid.tests]
     values = list(_values(page.grids))
     cells = [cell for grid in page.grids for line in grid.lines for cell in line.cells]
     titles = [

@@ -10,7 +10,7 @@ from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.report.breakers import first_breakers, longest_chain
 from fsr_lab.report.folder_grids import folder_grids
 from fsr_lab.report.gather import Gathered, Measured, gather
-from fsr_lab.report.grid_text import grid_markdown, tests_markdown
+from fsr_lab.report.grid_text import grid_markdown, paired_markdown
 from fsr_lab.report.paired import Comparison, compare
 from fsr_lab.report.sections import linked, record_sections, told_apart
 from fsr_lab.report.sweep import read_sweep
@@ -78,7 +78,7 @@ def write_report(folder: Path, places: Sequence[Path] = ()) -> Report:
         "## Robust accuracy\n",
         table.markdown(),
         *(["## Methods\n", *[grid_markdown(grid, folder) for grid in grids]] if _says_more(gathered.measured) else []),
-        *(["## Paired tests\n", told] if (told := tests_markdown(grids)) else []),
+        *(["## Paired tests\n", told] if (told := paired_markdown(grids)) else []),
         *[part for title, section in record_sections(folder, found) for part in (f"## {title}\n", section)],
         *(["## Pictures\n", *[f"![{path}]({path.as_posix()})\n" for path in pictures]] if pictures else []),
     ])  # fmt: skip

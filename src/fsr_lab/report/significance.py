@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from fsr_lab.core.record import EvaluationRecord
-from fsr_lab.report.grid import Cell, Grid, Line, Test
+from fsr_lab.report.grid import Cell, Grid, Line, RowTest
 from fsr_lab.report.paired import Comparison, compare
 
 LEVEL = 0.05
@@ -18,7 +18,7 @@ RULE = (
 )
 
 
-def tested(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str]]:
+def with_tests(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str]]:
     """Return a grid with the tests between the rows of each group, and bold where these say so; and what was refused.
 
     Args:
@@ -29,7 +29,7 @@ def tested(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str]]:
         The grid, and a line of cause and cure for each two rows that may not be compared: of other images or another
         threat.
     """
-    found: list[Test] = []
+    found: list[RowTest] = []
     refused: dict[str, None] = {}
     seen: dict[tuple[int, int], Comparison | str] = {}
     for first, second in _pairs(grid.lines, reference):
@@ -50,7 +50,7 @@ def tested(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str]]:
                     refused[f"{grid.title}, {names}, {heading}: the attack has other settings in the two"] = None
                     continue
                 checkpoint = grid.lines[first].checkpoint
-                found.append(Test(heading, checkpoint, first, second, seed, paired, paired.p))
+                found.append(RowTest(heading, checkpoint, first, second, seed, paired, paired.p))
     tests = _adjusted(found)
     lines = tuple(
         replace(line, cells=tuple(
@@ -102,7 +102,7 @@ def _compared(left: EvaluationRecord, right: EvaluationRecord) -> Comparison | s
         return str(err)
 
 
-def _adjusted(tests: Sequence[Test]) -> list[Test]:
+def _adjusted(tests: Sequence[RowTest]) -> list[RowTest]:
     found = list(tests)
     for checkpoint in {test.checkpoint for test in tests}:
         own = [place for place, test in enumerate(tests) if test.checkpoint == checkpoint]
@@ -111,7 +111,7 @@ def _adjusted(tests: Sequence[Test]) -> list[Test]:
     return found
 
 
-def _is_bold(grid: Grid, tests: Sequence[Test], place: int, column: int) -> bool:
+def _is_bold(grid: Grid, tests: Sequence[RowTest], place: int, column: int) -> bool:
     """Tell whether a row is the highest of its group in a column, and significantly so wherever it was tested."""
     line = grid.lines[place]
     mean = line.cells[column].mean

@@ -28,7 +28,7 @@ def themed() -> Iterator[None]:
         "axes.spines.top": False, "axes.titlecolor": INK, "axes.titlesize": 11, "figure.facecolor": "none",
         "font.size": 11, "grid.color": RULE, "grid.linewidth": 0.6, "legend.fontsize": 10, "legend.frameon": False,
         "lines.linewidth": 1.6, "lines.markersize": 4, "savefig.facecolor": "none", "svg.fonttype": "none",
-        "svg.hashsalt": "fsr-lab", "text.color": INK, "xtick.color": INK, "xtick.labelcolor": INK, "ytick.color": INK,
+        "text.color": INK, "xtick.color": INK, "xtick.labelcolor": INK, "ytick.color": INK,
         "ytick.labelcolor": INK,
     }):  # fmt: skip
         yield
@@ -42,13 +42,14 @@ def inline_svg(figure: Figure, alt: str) -> str:
         alt: what it shows, for those who do not see it.
     """
     buffer = io.StringIO()
-    with themed():
+    # an id may stand once on a page: shapes are called by what they are and whose they are
+    with themed(), matplotlib.rc_context({"svg.hashsalt": alt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)  # each text once more, as a comment
-    # groups are called axes_1 in every figure, and an id may stand once on a page
+    # groups are called axes_1 in every figure
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", text)
     box = re.search(r'viewBox="[^"]*"', text)
