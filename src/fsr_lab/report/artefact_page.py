@@ -47,8 +47,9 @@ def write_artefact(folder: Path, *, runs: Path | None = None, out: Path | None =
         sections=sections,
     )  # fmt: skip
     write_text(out / PAGE, rendered(page))
-    write_text(out / LATEX, grids_latex(artefact.grids, notes))
-    write_text(out / CSV, grids_csv(artefact.grids, out))
+    if artefact.grids:
+        write_text(out / LATEX, grids_latex(artefact.grids, notes))
+        write_text(out / CSV, grids_csv(artefact.grids, out))
     write_text(out / MARKDOWN, _markdown(page, artefact))
     return _rich(artefact.grids), out / PAGE, problems
 

@@ -37,10 +37,11 @@ def booktabs(headings: Sequence[str], columns: str, rows: Sequence[str], caption
         headings: plain.
         columns: of the tabular, such as "lrr".
         rows: with their rules between them.
-        caption: plain.
+        caption: plain; a paragraph's end would end the caption.
     """
+    told = escaped(" ".join(caption.split()))
     top = [r"\begin{table}", r"\centering\small", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    end = [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escaped(caption)}}}", r"\end{table}", ""]
+    end = [r"\bottomrule", r"\end{tabular}", rf"\caption{{{told}}}", r"\end{table}", ""]
     return "\n".join([*top, f"{' & '.join(map(escaped, headings))} \\\\", *rows, *end])
 
 

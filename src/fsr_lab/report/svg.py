@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -43,7 +44,9 @@ def inline_svg(figure: Figure, alt: str) -> str:
     """
     buffer = io.StringIO()
     # an id may stand once on a page: shapes are called by what they are and whose they are
-    with themed(), matplotlib.rc_context({"svg.hashsalt": alt}):
+    with themed(), matplotlib.rc_context({"svg.hashsalt": alt}), warnings.catch_warnings():
+        # the reader's browser sets the letters, in fonts that have more of them
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
