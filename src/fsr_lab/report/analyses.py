@@ -1,6 +1,7 @@
 """What a report shows of each kind of analysis: tables, plots, galleries."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from fsr_lab.core.analysis import AnalysisRecord
 from fsr_lab.report.gallery import PARTS, Gallery, attention_gallery
+from fsr_lab.report.gather import Analysed
 from fsr_lab.report.interval import wilson
 from fsr_lab.report.plots import Plot, distance_plot, histogram_plot
 
@@ -20,12 +22,26 @@ class Shown(NamedTuple):
         text: Markdown.
         plots: beside it.
         galleries: under it.
+        path: of the analysis; None where a page has no place to link it from.
     """
 
     title: str
     text: str
     plots: tuple[Plot, ...] = ()
     galleries: tuple[Gallery, ...] = ()
+    path: Path | None = None
+
+
+def all_shown(found: Sequence[Analysed]) -> tuple[list[Shown], list[str]]:
+    """Return the sections of analyses, and a line of cause and cure for each that could not be shown."""
+    sections: list[Shown] = []
+    problems: list[str] = []
+    for each in found:
+        try:
+            sections.append(shown(each.record)._replace(path=each.path))
+        except ValueError as err:
+            problems.append(f"{each.path}: {err}")
+    return sections, problems
 
 
 def shown(record: AnalysisRecord) -> Shown:
@@ -40,20 +56,20 @@ def shown(record: AnalysisRecord) -> Shown:
     try:
         return kind(record)
     except (KeyError, IndexError, TypeError, ValueError) as err:
-        raise ValueError(
-            f"the analysis {record.kind} of {record.name} lacks what a report shows ({err!r}); analyse again"
-        ) from err
+        raise ValueError(f"{record.kind} of {record.name} lacks what a report shows ({err!r}); analyse again") from err
 
 
 def _attention(record: AnalysisRecord) -> Shown:
     names = record.settings["maps"]
-    lines = ["| map | in the middle quarter | correlation with the clean image's |", "|---|--:|--:|"]
+    *_, height, width = record.arrays["maps"].shape
+    middle = (height - 2 * (height // 4)) * (width - 2 * (width // 4)) / (height * width)  # as the analysis cuts it
+    lines = ["| map | in the middle | correlation with the clean image's |", "|---|--:|--:|"]
     for name, centre, correlation in zip(names, record.arrays["centre"], record.arrays["correlation"], strict=True):
         lines.append(f"| {PARTS.get(name, name)} | {_mean(100 * centre)} % | {_mean(correlation)} |")
     text = "\n".join([
         *lines, "",
-        f"Means over {record.arrays['maps'].shape[1]} images ± standard error. By chance a quarter of the attention "
-        "lies in the middle quarter. A map is of few positions and easily over-read.\n",
+        f"Means over {record.arrays['maps'].shape[1]} images ± standard error. The middle is {middle:.0%} of a map: "
+        "as much attention lies there by chance. A map is of few positions and easily over-read.\n",
     ])  # fmt: skip
     return Shown(f"Attention maps: {record.name}", text, galleries=(attention_gallery(record),))
 

@@ -8,14 +8,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fsr_lab.core.files import write_text
-from fsr_lab.report.analyses import Shown, shown
+from fsr_lab.report.analyses import Shown, all_shown
 from fsr_lab.report.artefact import Artefact, read_artefact
 from fsr_lab.report.gallery import Gallery, run_galleries
 from fsr_lab.report.gather import Measured
 from fsr_lab.report.grid import Grid
-from fsr_lab.report.grid_text import grid_markdown, grids_csv, heading, paired_markdown
+from fsr_lab.report.grid_text import grid_markdown, grids_csv, heading, paired_markdown, target
 from fsr_lab.report.html import Page, rendered
 from fsr_lab.report.latex import grids_latex
+from fsr_lab.report.manifest import SCALES
 from fsr_lab.report.plots import against_eps, against_steps, over_settings, training_curves
 from fsr_lab.report.sections import record_sections, told_apart
 
@@ -62,16 +63,17 @@ def _plots(artefact: Artefact) -> list:  # type: ignore[type-arg]
 
 def _looked_at(artefact: Artefact) -> tuple[list[Shown], list[Gallery], list[str]]:
     """Return the sections of analyses, the images of runs, and a line for each that could not be shown."""
-    found: list[Shown] = []
-    problems: list[str] = []
-    for scale, each in artefact.analysed:
-        try:
-            section = shown(each.record)
-            found.append(section._replace(title=f"{section.title}, scale {scale}"))
-        except ValueError as err:
-            problems.append(f"{each.path}: {err}")
+    scales = {each.path: scale for scale, each in artefact.analysed}
+    found, problems = all_shown([each for _, each in artefact.analysed])
+    sections = [_at_scale(section, scales[section.path]) for section in found if section.path is not None]
     galleries, unread = run_galleries(artefact.runs)
-    return found, galleries, [*problems, *unread]
+    return sections, galleries, [*problems, *unread]
+
+
+def _at_scale(section: Shown, scale: str) -> Shown:
+    """Return a section that tells its scale, and what is to be kept in mind of it."""
+    note = f"{SCALES[scale]}\n\n" if SCALES[scale] else ""
+    return section._replace(title=f"{section.title}, scale {scale}", text=note + section.text)
 
 
 def _markdown(page: Page, artefact: Artefact) -> str:
@@ -87,6 +89,7 @@ def _markdown(page: Page, artefact: Artefact) -> str:
         parts += ["## Not measured\n", *[f"- {text}" for text in page.missing], ""]
     for part in page.analyses:
         parts += [f"## {part.title}\n", part.text]
+        parts += [f"Record: [{part.path.name}]({target(part.path, page.folder)}).\n"] if part.path else []
     if told := paired_markdown(page.grids):
         parts += ["## Paired tests\n", told]
     for title, text in page.sections:

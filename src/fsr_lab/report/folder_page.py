@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fsr_lab.core.files import write_text
-from fsr_lab.report.analyses import Shown, shown
+from fsr_lab.report.analyses import all_shown
 from fsr_lab.report.artefact_page import LATEX, PAGE
 from fsr_lab.report.cost import CostTable, cost_sections, write_cost_report
 from fsr_lab.report.folder_grids import folder_grids
 from fsr_lab.report.gallery import run_galleries
-from fsr_lab.report.gather import Gathered, gather, run_names
+from fsr_lab.report.gather import gather, run_names
 from fsr_lab.report.html import Page, rendered
 from fsr_lab.report.latex import grids_latex
 from fsr_lab.report.manifest import MANIFEST, Manifest
@@ -33,10 +33,10 @@ def write_folder(folder: Path, places: Sequence[Path] = ()) -> tuple[Report, Pat
         _refuse_incomparable(places)
     report = write_report(folder, places)
     grids = folder_grids(report.found.measured, folder)
-    analyses, problems = _analyses(report.found)
+    analyses, undrawn = all_shown(report.found.analysed)
     names = run_names(report.found)
     galleries, unread = run_galleries(names)
-    problems = [*report.problems, *problems, *unread]
+    problems = [*report.problems, *undrawn, *unread]
     varied = [plot for grid in grids for plot in over_settings(grid)]
     measured = report.found.measured
     plots = [*varied, *against_eps(measured), *against_steps(measured), *training_curves(names)]
@@ -68,18 +68,6 @@ def write_cost_page(folder: Path) -> tuple[CostTable, Path, Path]:
     write_text(folder / PAGE, rendered(page))
     write_text(folder / LATEX, table.latex())
     return table, path, folder / PAGE
-
-
-def _analyses(found: Gathered) -> tuple[list[Shown], list[str]]:
-    """Return the sections of analyses, and a line for each that could not be shown."""
-    sections: list[Shown] = []
-    problems: list[str] = []
-    for each in found.analysed:
-        try:
-            sections.append(shown(each.record))
-        except ValueError as err:
-            problems.append(f"{each.path}: {err}")
-    return sections, problems
 
 
 def _refuse_incomparable(places: Sequence[Path]) -> None:

@@ -125,12 +125,13 @@ def seed_of(run: Path, otherwise: int) -> int:
 
 
 def run_names(gathered: Gathered) -> dict[Path, str]:
-    """Return what plots call runs: by method and seed where these tell them apart, else by their place."""
+    """Return what plots call runs that left curves or images: by method and seed, or by place where these fail."""
+    drawn = [run for run in gathered.runs if (run / METRICS).is_dir() or (run / SAMPLES).is_file()]
     methods = {each.run: f"{each.method}, seed {each.seed}" for each in reversed(gathered.measured)}
-    count = Counter(methods.values())
+    count = Counter(methods.get(run) for run in drawn)
     return {
         run: methods[run] if run in methods and count[methods[run]] == 1 else "/".join(run.resolve().parts[-2:])
-        for run in gathered.runs
+        for run in drawn
     }
 
 

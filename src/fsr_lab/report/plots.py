@@ -86,6 +86,7 @@ def against_steps(measured: Sequence[Measured]) -> list[Plot]:
     Of each network's checkpoints the last alone, which is the paper's.
     """
     ladders = []
+    has_radii = len({str(each.record.threat) for each in measured}) > 1
     for each in measured:
         record = each.record
         if each.checkpoint not in ("", "last"):
@@ -102,9 +103,10 @@ def against_steps(measured: Sequence[Measured]) -> list[Plot]:
             told = []
             for each, rungs in part:
                 points = [(steps, _share(each, named(attack))) for steps, attack in ((0, CLEAN), *rungs.items())]
-                _draw(axis, [steps for steps, _ in points], [share for _, share in points], _called(each))
+                name = f"{each.method}, seed {each.seed}" + (f", {each.record.threat}" if has_radii else "")
+                _draw(axis, [steps for steps, _ in points], [share for _, share in points], name)
                 values = ", ".join(f"{share[0]:.1f} % after {steps}" for steps, share in points)
-                told.append(f"{_called(each)}: {values}.")
+                told.append(f"{name}: {values}.")
             _add_legend(figure)
             plots.append(_plot("Accuracy against steps", figure, f"Accuracy over steps of PGD. {' '.join(told)}"))
     return plots
@@ -122,7 +124,7 @@ def training_curves(runs: Mapping[Path, str]) -> list[Plot]:
         with themed():
             figure, axis = _figure("training step", "validation accuracy, %")
             told = [_draw_curves(axis, name, curves) for name, curves in part]
-            axis.plot([], [], "*", color="gray", label="best")
+            axis.plot([], [], "*", color="gray", markersize=10, label="best")
             axis.plot([], [], "o", color="gray", label="last")
             _add_legend(figure)
             alt = f"Robust (solid) and natural (dashed) validation accuracy over steps. {' '.join(told)}"
@@ -174,10 +176,6 @@ def _draw_curves(axis: Axes, name: str, curves: Curves) -> str:
     axis.plot([best], [100 * robust[best]], "*", color=line.get_color(), markersize=10)
     axis.plot([steps[-1]], [shares[-1]], "o", color=line.get_color())
     return f"{name}: best {100 * robust[best]:.1f} % at step {best}, last {shares[-1]:.1f} % at {steps[-1]}."
-
-
-def _called(each: Measured) -> str:
-    return f"{each.method}, seed {each.seed}"
 
 
 def _share(each: Measured, heading: str) -> tuple[float, float, float]:

@@ -127,10 +127,16 @@ def linked(path: Path, folder: Path) -> str:
 
 
 def told_apart(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> list[tuple[Path, EvaluationRecord]]:
-    """Return the records, with its place behind the name where a name and a seed are those of several."""
-    count = Counter((record.name, record.provenance.seed) for _, record in found)
-    return [
-        (path, replace(record, name=f"{record.name} [{linked(path.with_suffix(''), folder)}]"))
-        if count[record.name, record.provenance.seed] > 1 else (path, record)
-        for path, record in found
-    ]  # fmt: skip
+    """Return the records, those of one name with their seeds behind it, or their places where seeds are not enough."""
+    names = Counter(record.name for _, record in found)
+    seeds = Counter((record.name, record.provenance.seed) for _, record in found)
+    return [(path, replace(record, name=_told(folder, path, record, names, seeds))) for path, record in found]
+
+
+def _told(
+    folder: Path, path: Path, record: EvaluationRecord, names: Counter[str], seeds: Counter[tuple[str, int]]
+) -> str:
+    seed = record.provenance.seed
+    if seeds[record.name, seed] > 1:
+        return f"{record.name} [{linked(path.with_suffix(''), folder)}]"
+    return f"{record.name}, seed {seed}" if names[record.name] > 1 else record.name
