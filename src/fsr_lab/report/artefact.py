@@ -1,16 +1,16 @@
 """An artefact folder: the runs that its manifest asks for, laid out beside the paper's numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from fsr_lab.report.columns import Value, columns_of, value
 from fsr_lab.report.expected import EXPECTED, Expected
 from fsr_lab.report.folder_grids import settings_of
-from fsr_lab.report.gather import RECORDS, Analysed, Measured, gather
+from fsr_lab.report.gather import Analysed, Measured, read_runs
 from fsr_lab.report.grid import Cell, Grid, Line, Number
 from fsr_lab.report.interval import wilson
+from fsr_lab.report.kept import Kept, kept_runs, run_titles
 from fsr_lab.report.manifest import MANIFEST, AnalysisSpec, Manifest, PanelSpec, RowSpec
 from fsr_lab.report.significance import with_tests
 
@@ -42,14 +42,6 @@ class Artefact:
     problems: tuple[str, ...]
 
 
-class Kept(NamedTuple):
-    """A run below an artefact's records: of which scale, experiment and settings."""
-
-    scale: str
-    experiment: str
-    job: str
-
-
 def read_artefact(folder: Path, runs: Path | None = None) -> Artefact:
     """Read an artefact's manifest, the paper's numbers, and the records that it and the artefacts it shares with keep.
 
@@ -61,59 +53,17 @@ def read_artefact(folder: Path, runs: Path | None = None) -> Artefact:
         ValueError: the manifest or the paper's numbers are missing or damaged, or there is no such folder of runs.
     """
     manifest, expected = Manifest.load(folder / MANIFEST), Expected.load(folder / EXPECTED)
-    sources = {folder: manifest} | {
-        folder.parent / name: Manifest.load(folder.parent / name / MANIFEST) for name in manifest.shares
-    }
-    if runs is not None and not runs.is_dir():
-        raise ValueError(f"no folder {runs}; give runs=FOLDER, where fsr train leaves its runs")
-    places: dict[Path, Kept] = {}
-    problems: list[str] = []
-    measured: list[Measured] = []
-    analysed: list[Analysed] = []
-    for source, theirs in sources.items():
-        root = source / RECORDS if runs is None else runs
-        for place in sorted(root.iterdir()) if root.is_dir() else []:
-            scale = theirs.scale_of(place.name)
-            if not place.is_dir() or (scale is None and runs is not None):
-                continue
-            found = gather(place)
-            problems += found.problems
-            for run in found.runs:
-                parts = run.relative_to(place).parts
-                kept = Kept(scale or "", "/".join(parts[:-1]), parts[-1] if parts else "")
-                if _is_wanted(manifest, kept):
-                    places[run] = kept
-                elif source == folder and runs is None:
-                    problems.append(f"{run} is of no row of {folder / MANIFEST}; it is left out, move it away")
-            measured += [each for each in found.measured if each.run in places]
-            analysed += [each for each in found.analysed if each.run in places]
-    unique = {each.path: each for each in measured}
-    looks = _Looks(manifest, expected, places, list(unique.values()), analysed, problems)
+    places, problems = kept_runs(folder, manifest, runs)
+    found = read_runs(places)
+    looks = _Looks(manifest, expected, places, found.measured, found.analysed, [*problems, *found.problems])
     grids = tuple(grid for panel in manifest.panels for grid in looks.grids(panel))
     looks.tell_unused()
-    shown = [(spec, scale, each) for spec in manifest.analyses for scale, each in looks.analyses(spec)]
-    missing = [
-        f"{spec.kind} of {spec.name} ({spec.experiment})" for spec in manifest.analyses
-        if not any(spec is own for own, _, _ in shown)
-    ]  # fmt: skip
+    shown = {spec: list(looks.analyses(spec)) for spec in manifest.analyses}
+    missing = [f"{spec.kind} of {spec.name} ({spec.experiment})" for spec, own in shown.items() if not own]
     return Artefact(
-        manifest, expected, grids, tuple(looks.used.values()), tuple((scale, each) for _, scale, each in shown),
-        _names(places), tuple(missing), tuple(dict.fromkeys(problems)),
+        manifest, expected, grids, tuple(looks.used.values()), tuple(each for own in shown.values() for each in own),
+        run_titles(manifest, places), tuple(missing), tuple(dict.fromkeys(looks.problems)),
     )  # fmt: skip
-
-
-def _names(places: Mapping[Path, Kept]) -> dict[Path, str]:
-    """Return what plots call runs: by experiment and job, and by scale where there are several."""
-    scales = {kept.scale for kept in places.values()}
-    return {
-        run: " ".join([kept.experiment.rpartition("/")[2], kept.job, *([kept.scale] if len(scales) > 1 else [])])
-        for run, kept in places.items()
-    }
-
-
-def _is_wanted(manifest: Manifest, kept: Kept) -> bool:
-    """Tell whether a run is one of those that the manifest names, whatever its settings."""
-    return bool(kept.scale) and kept.experiment in manifest.experiments
 
 
 class _Looks:

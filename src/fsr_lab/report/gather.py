@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -97,7 +97,12 @@ def gather(*folders: Path) -> Gathered:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}; give a run, a sweep or an artefact folder")
-    runs = tuple(dict.fromkeys(run for folder in folders for run in _runs_below(folder)))
+    return read_runs(dict.fromkeys(run for folder in folders for run in runs_below(folder)))
+
+
+def read_runs(runs: Iterable[Path]) -> Gathered:
+    """Read what run directories hold."""
+    runs = tuple(runs)
     measured: list[Measured] = []
     analysed: list[Analysed] = []
     problems: list[str] = []
@@ -135,7 +140,7 @@ def run_names(gathered: Gathered) -> dict[Path, str]:
     }
 
 
-def _runs_below(folder: Path) -> Iterator[Path]:
+def runs_below(folder: Path) -> Iterator[Path]:
     """Yield the folders that hold records, analyses, metrics or samples; an artefact's records hold such folders."""
     for path, folders, files in os.walk(folder):
         place = Path(path)
