@@ -74,7 +74,7 @@ HOWS := at fsr_at trades fsr_trades mart fsr_mart
 ROWS := $(foreach how,$(HOWS),table1_cifar10/resnet18_$(how))
 TABLES := table1 table2 table3 table4 table5 table6 table7
 ABLATIONS := ablation-lambda ablation-tau ablation-layer ablation-gumbel ablation-yprime ablation-map
-SUPPLEMENTS := supplement-wrn34-10 supplement-cifar100 supplement-tiny-imagenet
+SUPPLEMENTS := supplement-wrn34-10 supplement-cifar100 supplement-tiny-imagenet supplement-features
 .PHONY: $(TABLES) figure1 ablations $(ABLATIONS) $(SUPPLEMENTS)
 
 table1: setup  ## ResNet-18 on CIFAR-10 and SVHN: AT, TRADES, MART, each without and with FSR
@@ -181,6 +181,16 @@ supplement-cifar100: setup  ## ResNet-18 on CIFAR-100; SCALE=cpu|paper
 supplement-tiny-imagenet: setup  ## ResNet-18 on Tiny ImageNet; SCALE=cpu|paper
 	$(call supplement,tiny_imagenet,$(ROWS),dataset=tiny_imagenet)
 	$(call report,supplement_tiny_imagenet)
+
+LOOKED_AT := table1_cifar10/resnet18_fsr_at table1_cifar10/resnet18_at
+supplement-features: setup  ## masks, and how far an attack moves features, with FSR and without
+	$(call train,$(LOOKED_AT))
+	for run in $(foreach row,$(LOOKED_AT),$(RUNS)/$(SCALE)/$(row)/*/); do for how in mask_maps feature_distance; do \
+		case $$how$$run in mask_maps*/resnet18_at/*) continue;; esac; \
+		$(BIN)/fsr analyze run="$$run" analysis=$$how $(SAMPLES_$(SCALE)) \
+			hydra.run.dir="'$(RUNS)/$(SCALE)_features/$${run#$(RUNS)/$(SCALE)/}'" || exit; \
+	done; done
+	$(call report,supplement_features)
 
 pages: setup  ## the pages, tables and Markdown of every artefact in experiments/, from the records kept there
 	for folder in experiments/*/manifest.yaml; do $(BIN)/fsr report $$(dirname $$folder) > /dev/null || exit; done
