@@ -15,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsr_lab.arguments import config_folder, key_of
-from fsr_lab.core.files import write_text
+from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.suggest import unknown
-from fsr_lab.printing import draw_run, print_report, show
+from fsr_lab.printing import draw_run, is_artefact, print_artefact, print_pages, print_report, show
 from fsr_lab.session import FAILED, INTERRUPTED, Session, one_line, shows_trace
 from fsr_lab.sweep.index import is_sweep, refresh
 from fsr_lab.sweep.task import Verb
@@ -44,7 +44,7 @@ def train(session: Session, cfg: DictConfig) -> None:
         raise InterruptedRunError(f"{err}; {again}") from err
     draw_run(run, title=str(cfg.label))
     if session.sweep is None and any(run.glob("records/*.json")):
-        print_report(run)
+        tell_all(session, print_report(run))
 
 
 def evaluate(session: Session, cfg: DictConfig) -> None:
@@ -74,7 +74,7 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
         evaluating.check_attacked(record, cfg)
         record.save(run / engine.RECORDS, "evaluation")
         tell_results(trackers, {"evaluation": record}, run / engine.RECORDS)
-    print_report(run)
+    tell_all(session, print_report(run))
 
 
 def doctor(session: Session, cfg: DictConfig) -> None:
@@ -118,7 +118,7 @@ def analyze(session: Session, cfg: DictConfig) -> None:
         found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
         print(f"analysis: {analysis.keep(*found, run)}")
     if any(run.glob("records/**/*.json")):
-        print_report(run)
+        tell_all(session, print_report(run))
 
 
 def prepare(session: Session, cfg: DictConfig) -> None:
@@ -176,7 +176,7 @@ def cost(session: Session, cfg: DictConfig) -> None:
     else:
         print(f"not compared with the paper: expected={cfg.expected} is not a file here", file=sys.stderr)
     if session.sweep is None:
-        print_report(folder)
+        tell_all(session, print_report(folder))
 
 
 def cost_row(model: str, defense: str, cfg: DictConfig) -> "CostRow":
@@ -213,15 +213,41 @@ def names_of(group: str, listed: Sequence[str] | None) -> list[str]:
     return sorted(known, key=lambda name: (name != "none", name))
 
 
-def report(folder: Path) -> None:
-    """Write report.md and table.csv of every record below a folder, and print the table; a sweep's jobs, too."""
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; give a run, a sweep or an artefact folder")
-    for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
-        draw_run(run, title=run.name)
-    if is_sweep(folder):
-        refresh(folder, search=True)
-    print_report(folder)
+def report(session: Session, places: Sequence[Path], *, runs: Path | None = None, out: Path | None = None) -> None:
+    """Write page, report and tables of an artefact, of a folder, or of several, and print the table.
+
+    Args:
+        session: told of what could not be read, which leaves the rest.
+        places: an artefact folder, or runs, sweeps and what holds them.
+        runs: of an artefact, the folder of runs to look into instead of what it keeps.
+        out: where to write; None is the only place.
+    """
+    for place in places:
+        if not place.is_dir():
+            raise ValueError(f"no folder {place}; give a run, a sweep or an artefact folder")
+    if out is not None:
+        check_folder("out", out)
+    if len(places) > 1 and out is None:
+        raise ValueError(f"the report of {len(places)} places needs a folder of its own; give out=FOLDER")
+    first = places[0]
+    if len(places) == 1 and is_artefact(first):
+        problems = print_artefact(first, runs=runs, out=out)
+    elif runs is not None:
+        raise ValueError(f"runs= is for an artefact folder, and {first} has no manifest.yaml with panels")
+    else:
+        for run in sorted(path.parent for place in places for path in place.glob("**/samples.npz")):
+            draw_run(run, title=run.name)
+        for place in places:
+            if is_sweep(place):
+                refresh(place, search=True)
+        problems = print_pages(first, ()) if out is None else print_pages(out, places)
+    tell_all(session, problems)
+
+
+def tell_all(session: Session, problems: Sequence[str]) -> None:
+    """Print what a report had to leave out, a line of cause and cure each, and set the exit code."""
+    for problem in problems:
+        session.tell(ValueError(problem))
 
 
 VERBS: dict[str, tuple[Verb, str]] = {
@@ -232,7 +258,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
-REPORT = "make the table and pages of a run, a sweep or an artefact folder"
+REPORT = "make the page and tables of an artefact folder, a run, a sweep, or several of them"
 COMPARE = "compare two records of the same samples: paired difference, interval, McNemar's test"
 
 
@@ -251,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     try:
         if verb == "report":
-            report_arguments(rest)
+            report_arguments(session, rest)
         elif verb == "compare":
             compare_arguments(rest)
         elif verb in VERBS:
@@ -267,14 +293,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return session.exit_code
 
 
-def report_arguments(argv: Sequence[str]) -> None:
-    """Parse `fsr report FOLDER`, which needs no config."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print(f"fsr report FOLDER: {REPORT}")
+def report_arguments(session: Session, argv: Sequence[str]) -> None:
+    """Parse `fsr report FOLDER... [runs=FOLDER] [out=FOLDER]`, which needs no config."""
+    options = {key: Path(text) for key, _, text in (word.partition("=") for word in argv) if key in ("runs", "out")}
+    places = [word for word in argv if not word.startswith(("-", "runs=", "out="))]
+    if not places or any(word.startswith("-") for word in argv):
+        print(f"fsr report FOLDER... [runs=FOLDER] [out=FOLDER]: {REPORT}")
         if argv and argv[0] not in ("-h", "--help"):
-            raise ValueError(f"expected one folder, got {list(argv)}")
+            raise ValueError(f"expected a folder, got {list(argv)}")
         return
-    report(Path(argv[0]))
+    report(session, [Path(place) for place in places], **options)
 
 
 def compare_arguments(argv: Sequence[str]) -> None:

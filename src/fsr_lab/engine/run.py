@@ -190,7 +190,8 @@ def _clear(run: Path) -> None:
     for folder in ("checkpoints", "metrics", RECORDS, "tensorboard"):
         if (run / folder).is_dir():
             shutil.rmtree(run / folder)
-    for name in (SAMPLES, STATUS, RUN_ID, "curves.png", "samples.png", "report.md", "table.csv"):
+    reports = ("page.html", "report.md", "table.csv", "table.json", "table.tex")
+    for name in (SAMPLES, STATUS, RUN_ID, "curves.png", "samples.png", *reports):
         (run / name).unlink(missing_ok=True)
     for path in run.glob("provenance*.json"):
         path.unlink()
