@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from fsr_lab.printing import print_report
 from fsr_lab.session import BAD_INPUT, INTERRUPTED, Session, one_line
 from fsr_lab.sweep import job as states
+from fsr_lab.sweep import slurm
 from fsr_lab.sweep.devices import slots
 from fsr_lab.sweep.index import current, refresh
 from fsr_lab.sweep.job import last_lines
@@ -47,6 +48,8 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
     task = Task(work, session.command)
     sweep, runs = Path(cfg.hydra.sweep.dir).absolute(), None
+    if cfg.hydra.launcher._target_ == slurm.TARGET:
+        slurm.check_slurm(cfg)
     if cfg.hydra.sweeper._target_ == GRID:
         jobs = _planned(verb, cfg, hydra)
         runs = [job.run for job in jobs]
@@ -57,14 +60,12 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
                 sweeper = Plugins.instance().instantiate_sweeper(config=cfg, hydra_context=context, task_function=task)
                 sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
             elif due := [job for job in jobs if job.is_due]:
-                launch(
-                    Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task), due
-                )
+                launch(_launcher(cfg, context, task), due, sweep)
     finally:
         conclude(session, sweep, runs)
 
 
-def launch(launcher: Launcher, due: Sequence[Planned]) -> None:
+def launch(launcher: Launcher, due: Sequence[Planned], sweep: Path) -> None:
     """Run jobs, and once more those that a worker's death took with it; who dies twice has failed.
 
     Raises:
@@ -79,6 +80,10 @@ def launch(launcher: Launcher, due: Sequence[Planned]) -> None:
             lost = [run for run, job in seen.items() if job is not None and job.state == states.INTERRUPTED]
             if not lost:
                 raise
+            if type(launcher).__name__ == "SlurmLauncher":  # the others are in Slurm's hands, and go on
+                print(f"fsr: a job was lost ({one_line(err)})", file=sys.stderr, flush=True)
+                slurm.wait_for_array(sweep)
+                return
             print(f"fsr: a worker process was lost ({one_line(err)})", file=sys.stderr, flush=True)
             for run in lost:
                 job = seen[run]
@@ -120,6 +125,10 @@ def _planned(verb: str, cfg: DictConfig, hydra: Hydra) -> list[Planned]:
     if is_pool and cfg.hydra.launcher.n_jobs == -1:
         cfg.hydra.launcher.n_jobs = max(1, min(*room, sum(job.is_due for job in jobs)))
     return jobs
+
+
+def _launcher(cfg: DictConfig, context: HydraContext, task: Task) -> Launcher:
+    return Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task)
 
 
 def _stoppable(cfg: DictConfig, sweep: Path) -> AbstractContextManager[None]:

@@ -4,7 +4,7 @@ import os
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -12,12 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsr_lab.engine.lock import held
+from fsr_lab.session import INTERRUPTED as INTERRUPTED_CODE
 from fsr_lab.session import Session, code_of, is_interruption, one_line
 from fsr_lab.sweep.devices import settle
 from fsr_lab.sweep.index import refresh
-from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, LOG, Job
+from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, LOG, QUEUED, Job
 from fsr_lab.sweep.log import logged
 from fsr_lab.sweep.plan import unresolved
+from fsr_lab.sweep.slurm import heeding_time
 from fsr_lab.sweep.stop import is_stopping
 
 Verb = Callable[[Session, DictConfig], None]
@@ -65,18 +67,29 @@ class Task:
         refresh(sweep, [run])
         session = Session(self.command, sweep=sweep)
         stopped: BaseException | None = None
-        try:
-            settle(cfg)
-            self.verb(session, cfg)
-            job = job.over(FINISHED, code=session.exit_code, results=results(run))
-        except BaseException as err:
-            traceback.print_exception(err, file=log)
-            session.tell(err)
-            stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
-            state = FAILED if stopped is None else INTERRUPTED
-            job = job.over(state, code=code_of(err), error=one_line(err))
-        job.write(run)
-        refresh(sweep, [run])
-        if stopped is not None and os.getpid() == self.launcher_pid:
-            raise KeyboardInterrupt from stopped
+        with heeding_time() as requeue:
+            try:
+                settle(cfg)
+                self.verb(session, cfg)
+                job = job.over(FINISHED, code=session.exit_code, results=results(run))
+            except BaseException as err:
+                traceback.print_exception(err, file=log)
+                session.tell(err)
+                stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
+                state = FAILED if stopped is None else INTERRUPTED
+                job = job.over(state, code=code_of(err), error=one_line(err))
+            is_out_of_time = stopped is not None and requeue is not None and requeue.is_asked
+            (replace(job, state=QUEUED) if is_out_of_time else job).write(run)
+            refresh(sweep, [run])
+            if is_out_of_time and requeue is not None and not isinstance(stopped, SystemExit):
+                requeue.now()
+        if stopped is not None:
+            self._end(stopped, is_slurm=requeue is not None)
         return job.results.get(f"{VALIDATION}_best")
+
+    def _end(self, stopped: BaseException, *, is_slurm: bool) -> None:
+        """End what a stopped job takes with it: the sweep, where it runs in that process, or the process of its own."""
+        if is_slurm:  # with no result: pre-empted, Slurm runs it again, and the sweep waits for that
+            raise SystemExit(INTERRUPTED_CODE) from stopped
+        if os.getpid() == self.launcher_pid:
+            raise KeyboardInterrupt from stopped

@@ -1,0 +1,110 @@
+"""A sweep's jobs under Slurm: checked before they are submitted, and queued again when their time is up."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fsr_lab.core.suggest import unknown
+
+TARGET = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+TIME_IS_UP = signal.SIGUSR2
+"""What submitit has Slurm send before it kills a job, to all processes of it."""
+
+
+def check_slurm(cfg: DictConfig) -> None:
+    """Refuse what Slurm here would not run.
+
+    Args:
+        cfg: a sweep's.
+
+    Raises:
+        ValueError: there is no Slurm, no partition of that name, or no node of it with so many GPUs.
+    """
+    if not shutil.which("sbatch"):
+        raise ValueError("launcher=slurm needs sbatch, which is not on this machine; start the sweep on a login node")
+    asked = subprocess.run(["sinfo", "--noheader", "--format=%R|%G"], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise ValueError(f"Slurm does not answer: {asked.stderr.strip().splitlines()[-1]}; try again when sinfo does")
+    gpus: dict[str, int] = {}
+    for partition, resources in (line.split("|", 1) for line in asked.stdout.splitlines()):
+        counts = [int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", resources)]
+        gpus[partition] = max([gpus.get(partition, 0), *counts])
+    wanted = cfg.hydra.launcher.partition
+    partitions = gpus if wanted is None else str(wanted).split(",")
+    for partition in partitions:
+        if partition not in gpus:
+            raise ValueError(unknown("partition of this Slurm", partition, sorted(gpus)))
+    per_node, most = cfg.hydra.launcher.gpus_per_node or 0, max(gpus[partition] for partition in partitions)
+    if per_node > most:
+        where = f"partition {wanted}" if wanted is not None else "this Slurm"
+        raise ValueError(
+            f"a job asks for {per_node} GPUs, and no node of {where} has more than {most}; give launcher.gpus"
+        )
+
+
+def wait_for_array(sweep: Path) -> None:
+    """Wait until Slurm has none of a sweep's jobs any more: one that was cancelled ends no other."""
+    numbers = {path.name.partition("_")[0] for path in (sweep / ".submitit").glob("[0-9]*")}
+    while numbers:
+        command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(sorted(numbers))}"]
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not asked.stdout.strip():  # of jobs long gone squeue knows nothing, which it calls an error
+            return
+        time.sleep(5)
+
+
+class Requeue:
+    """Whether Slurm has told this job that its time is up, and what to do then."""
+
+    def __init__(self, requeue: Any) -> None:
+        self.is_asked = False
+        self._requeue = requeue
+
+    def now(self) -> None:
+        """Have the job queued again and end the process.
+
+        Raises:
+            SystemExit: it is queued.
+            submitit.core.utils.UncompletedJobError: it has been out of time too often.
+        """
+        self._requeue(TIME_IS_UP, None)
+
+
+@contextmanager
+def heeding_time() -> Iterator[Requeue | None]:
+    """Let a job of submitit save before it is queued again; yield None in another process.
+
+    Slurm's word is passed on as a SIGTERM where somebody listens who saves: the training, or ranks that do it.
+    """
+    before, idle = signal.getsignal(TIME_IS_UP), signal.getsignal(signal.SIGTERM)
+    if "SUBMITIT_FOLDER" not in os.environ or not callable(before):
+        yield None
+        return
+    requeue = Requeue(before)
+
+    def told(number: int, frame: FrameType | None) -> None:
+        if requeue.is_asked:
+            return
+        requeue.is_asked = True
+        print("Slurm: the time is up", file=sys.stderr, flush=True)
+        if signal.getsignal(signal.SIGTERM) is idle:
+            requeue.now()
+        else:
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(TIME_IS_UP, told)
+    try:
+        yield requeue
+    finally:
+        signal.signal(TIME_IS_UP, before)
