@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fsr_lab.core.suggest import unknown
+from fsr_lab.session import INTERRUPTED
 
 TARGET = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 TIME_IS_UP = signal.SIGUSR2
@@ -49,7 +50,7 @@ def check_slurm(cfg: DictConfig) -> None:
     if per_node > most:
         where = f"partition {wanted}" if wanted is not None else "this Slurm"
         raise ValueError(
-            f"a job asks for {per_node} GPUs, and no node of {where} has more than {most}; give launcher.gpus"
+            f"a job asks for {per_node} GPUs, and a node of {where} has {most} at most; give launcher.gpus"
         )
 
 
@@ -69,16 +70,26 @@ class Requeue:
 
     def __init__(self, requeue: Any) -> None:
         self.is_asked = False
+        self._is_done = False
         self._requeue = requeue
 
     def now(self) -> None:
-        """Have the job queued again and end the process.
+        """Have the job queued again and end the process; a second call only ends it.
 
         Raises:
             SystemExit: it is queued.
-            submitit.core.utils.UncompletedJobError: it has been out of time too often.
+            RuntimeError: it has been out of time too often.
         """
-        self._requeue(TIME_IS_UP, None)
+        if self._is_done:
+            raise SystemExit(INTERRUPTED)
+        try:
+            self._requeue(TIME_IS_UP, None)
+        except SystemExit:
+            self._is_done = True
+            raise
+        except Exception as err:  # submitit's own
+            again = "retry=true goes on with it; give more launcher.resubmissions or launcher.minutes"
+            raise RuntimeError(f"{err} {again}") from err
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsr_lab.engine.lock import held
-from fsr_lab.session import INTERRUPTED as INTERRUPTED_CODE
 from fsr_lab.session import Session, code_of, is_interruption, one_line
 from fsr_lab.sweep.devices import settle
 from fsr_lab.sweep.index import refresh
@@ -73,23 +72,27 @@ class Task:
                 self.verb(session, cfg)
                 job = job.over(FINISHED, code=session.exit_code, results=results(run))
             except BaseException as err:
-                traceback.print_exception(err, file=log)
-                session.tell(err)
                 stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
-                state = FAILED if stopped is None else INTERRUPTED
-                job = job.over(state, code=code_of(err), error=one_line(err))
-            is_out_of_time = stopped is not None and requeue is not None and requeue.is_asked
-            (replace(job, state=QUEUED) if is_out_of_time else job).write(run)
+                job = _told(job, err, session, log, FAILED if stopped is None else INTERRUPTED)
+            if stopped is not None and requeue is not None and requeue.is_asked:
+                replace(job, state=QUEUED).write(run)
+                refresh(sweep, [run])
+                try:
+                    requeue.now()
+                except Exception as err:
+                    job = _told(job, err, session, log, FAILED)
+            job.write(run)
             refresh(sweep, [run])
-            if is_out_of_time and requeue is not None and not isinstance(stopped, SystemExit):
-                requeue.now()
-        if stopped is not None:
-            self._end(stopped, is_slurm=requeue is not None)
+        if stopped is not None and requeue is not None and job.state != FAILED:
+            # with no result, for which the sweep waits on: Slurm runs what it pre-empted again
+            raise SystemExit(job.code) from stopped
+        if stopped is not None and os.getpid() == self.launcher_pid:
+            raise KeyboardInterrupt from stopped
         return job.results.get(f"{VALIDATION}_best")
 
-    def _end(self, stopped: BaseException, *, is_slurm: bool) -> None:
-        """End what a stopped job takes with it: the sweep, where it runs in that process, or the process of its own."""
-        if is_slurm:  # with no result: pre-empted, Slurm runs it again, and the sweep waits for that
-            raise SystemExit(INTERRUPTED_CODE) from stopped
-        if os.getpid() == self.launcher_pid:
-            raise KeyboardInterrupt from stopped
+
+def _told(job: Job, err: BaseException, session: Session, log: TextIO, state: str) -> Job:
+    """Tell of an error, with its trace in the log, and return the job as it ended by it."""
+    traceback.print_exception(err, file=log)
+    session.tell(err)
+    return job.over(state, code=code_of(err), error=one_line(err))
