@@ -18,15 +18,18 @@ _LEASED: list[FileLock] = []
 
 
 def settle(cfg: DictConfig) -> None:
-    """Give this process what a job's `launcher.gpus` or `launcher.cores` says, before anything computes.
+    """Give this process what a job's launcher says, before anything computes: GPUs of its own, or its threads.
+
+    Slurm and Ray give a job its GPUs themselves.
 
     Raises:
         ValueError: more GPUs are asked for than there are.
     """
     options = cfg.get("launcher") or {}
-    if "cores" not in options:
-        return  # another launcher's matter
-    devices = visible_gpus() if wants_gpu(cfg) else ()
+    threads = options.get("cores", options.get("cpus"))
+    if threads is None:
+        return  # in the process of the sweep
+    devices = visible_gpus() if "cores" in options and wants_gpu(cfg) else ()
     if devices and not _LEASED:
         mine = lease(devices, options["gpus"], lease_folder())
         os.environ[VISIBLE] = ",".join(mine)
@@ -34,7 +37,7 @@ def settle(cfg: DictConfig) -> None:
     elif not devices:
         import torch
 
-        torch.set_num_threads(options["cores"])
+        torch.set_num_threads(threads)
 
 
 def slots(cfg: DictConfig) -> int:

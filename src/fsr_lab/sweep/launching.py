@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from fsr_lab.printing import print_report
 from fsr_lab.session import BAD_INPUT, INTERRUPTED, Session, one_line
 from fsr_lab.sweep import job as states
-from fsr_lab.sweep import slurm
+from fsr_lab.sweep import ray_cluster, slurm
 from fsr_lab.sweep.devices import slots
 from fsr_lab.sweep.index import current, refresh
 from fsr_lab.sweep.job import last_lines
@@ -53,6 +53,8 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
     if cfg.hydra.sweeper._target_ == GRID:
         jobs = _planned(verb, cfg, hydra)
         runs = [job.run for job in jobs]
+    if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
+        ray_cluster.join(cfg)
     session.sweep = sweep
     try:
         with _stoppable(cfg, sweep):
@@ -62,6 +64,8 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
             elif due := [job for job in jobs if job.is_due]:
                 launch(_launcher(cfg, context, task), due, sweep)
     finally:
+        if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
+            ray_cluster.leave()
         conclude(session, sweep, runs)
 
 
@@ -132,8 +136,11 @@ def _launcher(cfg: DictConfig, context: HydraContext, task: Task) -> Launcher:
 
 
 def _stoppable(cfg: DictConfig, sweep: Path) -> AbstractContextManager[None]:
-    """Return what stops the jobs of a pool when the sweep is stopped; elsewhere a stop comes to the jobs themselves."""
-    return stopping(sweep) if cfg.hydra.launcher._target_ == POOL else nullcontext()
+    """Return what stops jobs in other processes when the sweep is stopped; in this one a stop comes to them itself."""
+    target = cfg.hydra.launcher._target_
+    if target not in (POOL, ray_cluster.TARGET):
+        return nullcontext()
+    return stopping(sweep, hear_ctrl_c=target == POOL)  # Ray's processes are not of this terminal
 
 
 def _is_left(run: Path) -> bool:
