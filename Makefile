@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES
 .PHONY: help run test test-all lint format bench smoke clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -34,6 +34,25 @@ test: setup  ## the default test suite
 test-all: setup  ## the default suite and the slow tests
 	$(PYTEST) -m "not slurm and not ray and not tune"
 
+# Ray and Hydra 1.4 want other versions of what the rest is pinned to: an environment each
+.venv-%/.ready: pyproject.toml constraints-%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable '.[dev,$*]'
+	@touch $@
+
+test-ray: .venv-ray/.ready  ## jobs on a Ray cluster of this machine
+	.venv-ray/bin/python -m pytest -m ray tests/integration/test_ray.py
+
+test-tune: .venv-tune/.ready  ## Optuna studies, killed and shared
+	.venv-tune/bin/python -m pytest -m tune tests/integration/test_tune.py
+
+test-slurm: setup  ## jobs under a Slurm of this machine, which Debian's packages are installed for; as root
+	command -v slurmctld >/dev/null && command -v munged >/dev/null || \
+		apt-get install --yes --no-install-recommends slurm-wlm munge
+	$(BIN)/python -m pytest -m slurm tests/integration/test_slurm.py
+.PHONY: test-ray test-tune test-slurm
+.PRECIOUS: .venv-%/.ready
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +71,4 @@ smoke: setup  ## does training run at all? two epochs of two batches on the toy 
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick
 
 clean:  ## remove the environment and caches; data and runs stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv-tune build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

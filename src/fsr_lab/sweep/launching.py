@@ -21,6 +21,7 @@ from fsr_lab.sweep.index import current, refresh
 from fsr_lab.sweep.job import last_lines
 from fsr_lab.sweep.plan import Planned, plan, unresolved
 from fsr_lab.sweep.stop import stopping
+from fsr_lab.sweep.study import plan_as_it_goes
 from fsr_lab.sweep.task import Task, Verb
 
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -60,6 +61,7 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
         with _stoppable(cfg, sweep):
             if runs is None:
                 sweeper = Plugins.instance().instantiate_sweeper(config=cfg, hydra_context=context, task_function=task)
+                runs = plan_as_it_goes(sweeper, cfg, hydra.config_loader)
                 sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
             elif due := [job for job in jobs if job.is_due]:
                 launch(_launcher(cfg, context, task), due, sweep)
@@ -103,11 +105,11 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
     Args:
         session: whose exit code it is.
         sweep: the folder.
-        runs: the jobs that were asked for; None is all there are.
+        runs: the jobs that were asked for; None is that it did not come to any.
     """
     jobs = refresh(sweep)
     print_report(sweep)
-    mine = {run: job for run, job in jobs.items() if runs is None or run in runs}
+    mine = {run: job for run, job in jobs.items() if run in (runs or ())}
     for job in mine.values():
         session.exit_code = max(session.exit_code, job.code)
         if job.state in (states.QUEUED, states.INTERRUPTED):

@@ -50,7 +50,7 @@ def plan(verb: str, cfg: DictConfig, loader: ConfigLoader, examine: Callable[[Di
     swept = [key for key, values in zip(*_values(jobs), strict=True) if len(values) > 1]
     planned = []
     for number, words in enumerate(jobs):
-        run, words, job_cfg = _composed(cfg, loader, words, number, swept)
+        run, words, job_cfg = composed(cfg, loader, words, number, swept)
         examine(job_cfg)
         planned.append(Planned(run, words, is_due(verb, job_cfg, run)))  # without its config: there may be thousands
     for run, count in Counter(job.run for job in planned).items():
@@ -115,10 +115,14 @@ def is_due(verb: str, cfg: DictConfig, run: Path) -> bool:
     return job is None or job.state in (QUEUED, INTERRUPTED) or not (job.state == FINISHED and is_finished(cfg, run))
 
 
-def _composed(
+def composed(
     cfg: DictConfig, loader: ConfigLoader, words: tuple[str, ...], number: int, swept: Sequence[str]
 ) -> tuple[Path, tuple[str, ...], DictConfig]:
-    """Return a job's directory, its overrides with a name for that where it needs one, and its config."""
+    """Return a job's directory, its overrides with a name for that where it needs one, and its config.
+
+    Raises:
+        ValueError: it is named by its number.
+    """
     job_cfg = loader.load_sweep_config(cfg, list(words))
     with open_dict(job_cfg):
         job_cfg.hydra.job.num = number
