@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES
 .PHONY: help run test test-all lint format bench smoke clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -66,6 +66,90 @@ bench: setup  ## speed ratios, side by side in one process, into experiments/spe
 	$(BIN)/python experiments/speed/bench.py
 	$(BIN)/python experiments/speed/precision.py
 	$(BIN)/python experiments/speed/evaluation.py
+
+# The paper's tables and the supplementary ablations: SCALE=smoke (digits, minutes) | cpu (real images, narrow networks) |
+# paper; LAUNCHER=local|joblib_gpus|slurm|ray; SEEDS=0,1,2; ARGS='any overrides'. A run is a directory of runs/SCALE,
+# which the tables share: what is finished is not run again.
+SCALE ?= smoke
+LAUNCHER ?= local
+SEEDS ?= 0
+ARGS ?=
+RUNS := $(or $(FSR_RUNS),runs)
+comma := ,
+commas = $(subst $(eval ) ,$(comma),$(strip $(1)))
+train = $(BIN)/fsr train -m experiment=$(call commas,$(1)) name=$(SCALE) seed=$(SEEDS) scale=$(SCALE) launcher=$(LAUNCHER) $(ARGS)
+# one FSR row of Table 1, and what is varied of it
+ablate = $(BIN)/fsr train hparams_search=$(1)_grid experiment=table1_cifar10/resnet18_fsr_at seed=$(SEEDS) scale=$(SCALE) \
+	launcher=$(LAUNCHER) name=$(SCALE)_$(1) hydra.sweep.subdir='$${hydra:job.override_dirname}' $(ARGS)
+
+HOWS := at fsr_at trades fsr_trades mart fsr_mart
+TABLES := table1 table2 table3 table4 table5 table6 table7
+ABLATIONS := ablation-lambda ablation-tau ablation-layer ablation-gumbel ablation-yprime ablation-map
+.PHONY: $(TABLES) figure1 ablations $(ABLATIONS)
+
+table1: setup  ## ResNet-18 on CIFAR-10 and SVHN: AT, TRADES, MART, each without and with FSR
+	$(call train,$(foreach how,$(HOWS),table1_cifar10/resnet18_$(how) table1_svhn/resnet18_$(how)))
+
+table2: setup  ## the same for VGG16
+	$(call train,$(foreach how,$(HOWS),table2_cifar10/vgg16_$(how) table2_svhn/vgg16_$(how)))
+
+# the paper's black-box attacks and AutoAttack; a glance at transfers is what a smoke test has time for
+BLACKBOX_smoke := evaluation=transfer
+BLACKBOX_cpu := evaluation=[blackbox,autoattack] test_samples=1000 crafting@crafting.evaluate=fast
+BLACKBOX_paper := evaluation=[blackbox,autoattack] test_samples=1000
+
+table3: setup  ## black-box attacks and AutoAttack on Table 1's CIFAR-10 networks, from a natural ResNet-50
+	$(call train,$(foreach how,$(HOWS),table1_cifar10/resnet18_$(how)) table3/resnet50_natural)
+	for run in $(foreach how,$(HOWS),$(RUNS)/$(SCALE)/table1_cifar10/resnet18_$(how)/*/); do \
+		$(BIN)/fsr evaluate run="$$run" surrogate=$(RUNS)/$(SCALE)/table3/resnet50_natural/seed=0 \
+			$(BLACKBOX_$(SCALE)) hydra.run.dir="'$(RUNS)/$(SCALE)_table3/$${run#$(RUNS)/$(SCALE)/}'" || exit; \
+	done
+	$(BIN)/fsr report $(RUNS)/$(SCALE)_table3
+
+table4: setup  ## AT with FSR beside FD, CAS and CIFS
+	$(call train,table1_cifar10/resnet18_at table1_cifar10/resnet18_fsr_at $(foreach how,fd cas cifs,table4/resnet18_$(how)_at))
+
+SAMPLES_smoke := test_samples=20 evaluation=quick
+SAMPLES_cpu := test_samples=2000 evaluation=[paper,autoattack] crafting@crafting.evaluate=fast
+SAMPLES_paper := evaluation=[paper,autoattack]
+
+table5: setup  ## each part of FSR's features alone: under attack, and by its nearest neighbours
+	$(call train,table1_cifar10/resnet18_fsr_at)
+	for run in $(RUNS)/$(SCALE)/table1_cifar10/resnet18_fsr_at/*/; do for how in feature_swap knn; do \
+		$(BIN)/fsr analyze run="$$run" analysis=$$how $(SAMPLES_$(SCALE)) \
+			hydra.run.dir="'$(RUNS)/$(SCALE)_table5/$${run#$(RUNS)/$(SCALE)/}'" || exit; \
+	done; done
+
+table6: setup  ## FSR without Separation, and without Recalibration
+	$(call train,table1_cifar10/resnet18_at table1_cifar10/resnet18_fsr_at $(foreach how,sep rec,table6/resnet18_fsr_wo_$(how)_at))
+
+table7: setup  ## parameters and FLOPs, counted: one scale for all
+	$(BIN)/fsr cost experiment=table7 hydra.run.dir=$(RUNS)/table7
+
+figure1: setup  ## attention maps of a natural network and of FSR's parts
+	$(call train,figure1/resnet18_natural table1_cifar10/resnet18_fsr_at)
+	$(BIN)/fsr analyze run=$(RUNS)/$(SCALE)/table1_cifar10/resnet18_fsr_at/seed=0 analysis=attention \
+		other=$(RUNS)/$(SCALE)/figure1/resnet18_natural/seed=0 hydra.run.dir=$(RUNS)/$(SCALE)_figure1
+
+ablations: $(ABLATIONS)  ## all of them
+
+ablation-lambda: setup  ## the weights of FSR's two losses against each other
+	$(call ablate,lambda)
+
+ablation-tau: setup  ## the temperature of the masks
+	$(call ablate,tau)
+
+ablation-layer: setup  ## where FSR stands
+	$(call ablate,layer)
+
+ablation-gumbel: setup  ## Gumbel masks beside plain, tempered and hard ones
+	$(call ablate,gumbel)
+
+ablation-yprime: setup  ## which wrong class f- must tell
+	$(call ablate,yprime)
+
+ablation-map: setup  ## what takes the robustness map's place
+	$(call ablate,map)
 
 smoke: setup  ## does training run at all? two epochs of two batches on the toy data
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick

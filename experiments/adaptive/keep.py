@@ -16,7 +16,7 @@ from fsr_lab.core.files import write_atomically, write_text
 from fsr_lab.engine.checkpoints import CONFIG, checkpoint_path, read_safely
 from fsr_lab.engine.run import read_status
 
-HERE = Path(__file__).parent
+HERE = Path("experiments/adaptive")  # from the root of the repository: a kept config names no machine's folders
 
 
 def keep(run: Path, into: Path) -> Path:

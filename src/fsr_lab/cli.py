@@ -88,6 +88,25 @@ def doctor(session: Session, cfg: DictConfig) -> None:
         session.exit_code = max(session.exit_code, FAILED)
 
 
+def analyze(session: Session, cfg: DictConfig) -> None:
+    """Look into a trained network."""
+    from fsr_lab.analysis import run as analysis
+    from fsr_lab.engine import evaluating
+    from fsr_lab.engine import run as engine
+    from fsr_lab.engine.chosen import chosen_network
+
+    kind = HydraConfig.get().runtime.choices["analysis"]
+    cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
+    evaluating.check_settings(cfg)
+    run = Path(HydraConfig.get().runtime.output_dir)
+    data = engine.opened_data(cfg)
+    engine.write_config(cfg, run)
+    found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
+    print(f"analysis: {analysis.keep(*found, run)}")
+    if any(run.glob("records/**/*.json")):
+        print_report(run)
+
+
 def prepare(session: Session, cfg: DictConfig) -> None:
     """Prepare a dataset, or all of them, and say what lies where and how large it is."""
     if not cfg.all:
@@ -195,6 +214,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "train": (train, "train a network by a strategy, with or without a defence, and attack it"),
     "evaluate": (evaluate, "attack a trained network and print its table"),
     "doctor": (doctor, "examine a trained network for what makes robustness numbers wrong"),
+    "analyze": (analyze, "look into a trained network: masks, features, attention maps"),
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }

@@ -28,7 +28,7 @@ OPTIONS = sorted(
     if path.relative_to(CONF).parts[0] not in ("hydra", "experiment")
     and path.relative_to(CONF).as_posix() not in ("launcher/ray.yaml", "hparams_search/optuna.yaml")
 )
-"""All but experiments, which build something, and what needs packages of its own: make test-ray, make test-tune."""
+"""All but experiments, which build something, and what needs packages of its own."""
 
 
 def resolved(cfg):
@@ -38,7 +38,8 @@ def resolved(cfg):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes(option, compose_config):
     group, _, name = option.partition("/")
-    cfg = compose_config(f"{AT.get(group, group)}={name}")
+    verb = "analyze" if group == "analysis" else "train"
+    cfg = compose_config(f"{AT.get(group, group)}={name}", verb=verb)
     assert resolved(cfg)["seed"] == 0
 
 
@@ -127,8 +128,8 @@ def test_what_does_not_exist_is_refused(override, compose_config):
 
 
 def test_every_experiment_builds_what_it_trains(experiment_name, compose_config):
-    cfg = compose_config(f"experiment={experiment_name}")
-    resolved(cfg)
+    resolved(compose_config(f"experiment={experiment_name}"))
+    cfg = compose_config(f"experiment={experiment_name}", "model.width=4")  # the same, and soon built
     assert OmegaConf.is_dict(cfg.claim)
     assert {"expected", "hardware", "hours"} <= set(cfg.claim)
     model = build_model(cfg).eval()
@@ -140,6 +141,36 @@ def test_every_experiment_builds_what_it_trains(experiment_name, compose_config)
     shape = cfg.dataset.image_shape
     assert model(torch.rand(2, *shape)).shape == (2, cfg.dataset.num_classes)
     assert bool(model.defenses) == (cfg.defense.at is not None)
+
+
+@pytest.mark.parametrize(
+    ("scale", "found"),
+    [
+        ("paper", ("cifar10", 64, 64, 10, 0.25, 100, None)),
+        ("cpu", ("cifar10", 16, 16, 5, 0.375, 3, 2000)),
+        ("smoke", ("digits", 4, 4, 1, 1.0, 1, 20)),
+    ],
+)
+def test_a_scale_changes_the_size_of_an_experiment_and_no_more(scale, found, compose_config):
+    cfg = compose_config("experiment=table1_cifar10/resnet18_fsr_trades", f"scale={scale}")
+    attack = cfg.strategy.attack
+    assert (
+        cfg.dataset.name, cfg.model.width, cfg.defense.module.width, attack.steps, attack.relative_step,
+        cfg.trainer.max_epochs, cfg.test_samples,
+    ) == found  # fmt: skip
+    assert (cfg.strategy.beta, cfg.defense.module.tau, cfg.name) == (6.0, 0.1, scale)
+    assert build_threat(cfg).eps == pytest.approx(0.12 if scale == "smoke" else 8 / 255)
+
+
+def test_the_command_line_stands_above_a_scale(compose_config):
+    cfg = compose_config("experiment=table1_svhn/resnet18_at", "scale=smoke", "dataset=toy", "trainer.max_epochs=7")
+    assert (cfg.dataset.name, cfg.trainer.max_epochs, cfg.strategy.attack.steps) == ("toy", 7, 1)
+
+
+def test_a_natural_experiment_has_a_scale_too(compose_config):
+    cfg = compose_config("experiment=figure1/resnet18_natural", "scale=cpu")
+    assert "attack" not in cfg.strategy
+    assert build_strategy(cfg) is not None
 
 
 def test_an_experiment_of_several_defences_builds_each_of_them(compose_config):

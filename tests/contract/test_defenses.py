@@ -213,6 +213,7 @@ def test_forward_compiles_to_one_graph(model, batch):
     assert list(model.state_dict()) == keys
 
 
+@pytest.mark.slow
 def test_forward_with_aux_compiles_to_one_graph(model, batch):
     torch.compiler.reset()  # networks of other tests count towards its limit of graphs
     model.eval()

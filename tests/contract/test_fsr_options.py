@@ -132,6 +132,7 @@ def test_every_ablation_is_deterministic_when_deployed_and_copies(name, cfg, bat
 
 
 @pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.slow
 def test_ablations_compile_to_one_graph(name, compiled):
     defense, features, y = compiled(**ABLATIONS[name])
     wanted = defense.eval()(features, y)
@@ -143,6 +144,7 @@ def test_ablations_compile_to_one_graph(name, compiled):
 
 
 @pytest.mark.parametrize("options", [{"mask": "gumbel_literal"}, {"mask": "random"}, ABLATIONS["detach_both"]])
+@pytest.mark.slow
 def test_noise_and_stopped_gradients_compile_to_one_graph(options, compiled):
     defense, features, y = compiled(**options)
     run = torch.compile(defense.train(), fullgraph=True, backend="aot_eager")

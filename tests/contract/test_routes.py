@@ -17,6 +17,7 @@ WAYS = {
     "backward_tau": Route(backward_tau=0.5),
     "tau and backward_tau": Route(tau=0.5, backward_tau=2.0),
     "mask": Route(mask=torch.full((1, 1, 1, 1), 0.25)),
+    "rescaled": Route(rescaled=True),
 }
 
 
@@ -71,6 +72,7 @@ def test_gradients_are_finite_at_every_precision(dtype, model, batch):
             assert torch.equal(logits, wanted) or not WAYS[name].keeps_values
 
 
+@pytest.mark.slow
 def test_a_replaced_backward_pass_compiles_to_one_graph(model, batch):
     torch.compiler.reset()  # networks of other tests count towards its limit of graphs
     found = views(model)

@@ -143,6 +143,7 @@ def test_a_copy_of_a_compiled_network_is_its_own(compose_config, toy, nothing_co
     torch.testing.assert_close(model(images[0]), wanted)
 
 
+@pytest.mark.slow
 def test_networks_of_one_sweep_do_not_use_up_the_compilers_limit(compose_config, toy, nothing_compiled, images):
     # eight graphs of one function are Dynamo's limit, after which it goes on eagerly and says so once
     cfg = compose_config(*toy, "compile=aot_eager")

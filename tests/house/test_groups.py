@@ -21,7 +21,7 @@ HOUSE = {"model", "defense", "strategy", "modifier", "attack", "dataset", "evalu
 CORE = {"threat", "crafting"}
 """The groups without a package of their own: what they build lives in core."""
 OUTSIDE = {"optim", "trainer", "logger"}
-TARGETLESS = {"budget", "compile", "experiment", "precision", "paths", "hydra", "launcher", "hparams_search"}
+TARGETLESS = {"budget", "compile", "experiment", "precision", "paths", "hydra", "launcher", "hparams_search", "scale"}
 
 READ_BY_CONFIGS = {
     "model": {"tap", "stages", "last_blocks", "activations", "convs", "layout", "normalize", "functional"},

@@ -43,6 +43,7 @@ def record_of(folder):
     return EvaluationRecord.load(folder / "records" / "evaluation.json")
 
 
+@pytest.mark.slow
 def test_table_report_and_ledger(fsr, trained, undefended, attacked, tmp_path):
     argv = ("evaluate", f"run={trained.run}", *SMALL, f"surrogates.plain={undefended}", f"ledger={tmp_path / 'ledger'}")
     first = fsr(*argv, f"hydra.run.dir={tmp_path / 'one'}")
@@ -87,6 +88,8 @@ def test_table_report_and_ledger(fsr, trained, undefended, attacked, tmp_path):
         (["budget=nope"], ["no budget named 'nope'", "'smoke'"]),
         (["attack=[a7]", "surrogates.plain=missing_folder"], ["no surrogate at missing_folder", "a run of fsr train"]),
         (["attack=[a7]", "surrogates.nope=x"], ["surrogates.nope"]),
+        (["attack=[a7]", "+surrogates.nope=x"], ["no attack of this evaluation crafts on surrogates.nope=x", "plain"]),
+        (["evaluation=paper", "surrogates.plain=x"], ["crafts on surrogates.plain=x", "evaluation=adaptive"]),
     ],
 )
 def test_what_cannot_work_is_told_in_one_line(fsr, trained, words, said):

@@ -113,6 +113,7 @@ def test_every_defence_on_the_smallest_network(cost, tmp_path):
     assert all(int(line["parameters"]) == bare + int(line["defense_parameters"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_every_network_bare_and_with_fsr(cost, tmp_path):
     outcome = cost("defense=none,fsr")
     assert outcome.code == 0, outcome.err

@@ -26,6 +26,7 @@ def weights(run):
     return {name.removeprefix("model.backbone."): value for name, value in state(run)["state_dict"].items()}
 
 
+@pytest.mark.slow
 def test_one_process_and_two_see_the_same_gradients(fsr, tiny, tmp_path):
     # plain SGD at rate 1: after one step, the weights have changed by the gradient
     step = (
@@ -59,6 +60,7 @@ COMBINATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_parameter_is_left_unused_and_all_ranks_agree(tmp_path):
     """DDP's default: a parameter without a gradient is an error in the step after."""
     with socket.socket() as free:

@@ -43,6 +43,7 @@ def whole(warm, argv, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_points_it_ends_with_the_same_bits(warm, argv, whole, tmp_path):
     points = sorted(random.Random(5).sample(range(1, CELLS), 10))
     before = 0
@@ -61,6 +62,7 @@ def test_killed_at_ten_random_points_it_ends_with_the_same_bits(warm, argv, whol
     assert cells(tmp_path / "ledger") == cells(whole / "ledger")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cells(fsr, argv, whole, tmp_path):
     outcome = fsr(*argv, f"ledger={tmp_path / 'ledger'}", f"hydra.run.dir={tmp_path / 'run'}", "trainer.devices=2")
     assert outcome.code == 0, outcome.err

@@ -15,6 +15,7 @@ def outcomes(fsr, run, *words):
     return EvaluationRecord.load(next((run / "records").glob("last*.json")))
 
 
+@pytest.mark.slow
 def test_a_compiled_run_ends_with_the_networks_of_an_eager_one(fsr, tiny, tmp_path):
     eager = outcomes(fsr, tmp_path / "eager", *tiny, *ARMED)
     compiled = outcomes(fsr, tmp_path / "compiled", *tiny, *ARMED, "compile=aot_eager")

@@ -121,6 +121,39 @@ def test_a_killed_job_of_a_sweep_is_resumed_by_its_directory(warm, argv, untouch
     assert_same_records(run, untouched)
 
 
+@pytest.mark.parametrize(
+    ("often", "killed_at", "kept"),
+    [
+        ("steps=2", ("train", STEPS + 2), STEPS + 1),  # two steps an epoch's end away
+        ("minutes=1e-9", ("train", STEPS + 3), STEPS + 3),
+        # an epoch's last step is saved behind its validation, which a resumed run would otherwise have missed
+        ("steps=1", ("validate", STEPS), STEPS - 1),
+        # the third of these checkpoints is written and not yet in its place
+        ("steps=1", ("rename", 2), 2),
+    ],
+)
+def test_a_killed_run_loses_what_came_after_its_last_checkpoint(
+    warm, argv, untouched, tmp_path, often, killed_at, kept
+):
+    run = tmp_path / "run"
+    command = (*argv, f"callback.often.{often}", f"hydra.run.dir={run}")
+    assert warm.run(*command, stops=[(*killed_at, "SIGKILL")]).code == -9
+    assert state(run)["global_step"] == kept
+    assert warm.run(*command).code == 0
+    assert_bit_equal(run, untouched)
+    best, other = state(run, "best"), state(untouched, "best")
+    assert best["global_step"] == other["global_step"]
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in best["state_dict"].items())
+    assert not list(run.glob("checkpoints/.*"))
+
+
+def test_a_batch_systems_warning_is_a_stop_too(warm, argv, tmp_path):
+    run = tmp_path / "run"
+    reply = warm.run(*argv, f"hydra.run.dir={run}", stops=[("train", 2, "SIGUSR1")])
+    assert (reply.code, state(run)["global_step"], status(run)) == (130, 3, "running")
+    assert "SIGUSR1 at step 3" in complaint(reply)
+
+
 @pytest.mark.slow
 def test_a_run_stopped_often_ends_as_one_never_touched(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"

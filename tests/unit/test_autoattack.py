@@ -22,6 +22,7 @@ def standard(norm, eps, *words):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.3)])
+@pytest.mark.slow
 def test_it_leaves_the_samples_that_the_published_package_leaves(trained, norm, eps):
     model, x, y = copy.deepcopy(trained[0]).float(), trained[1][:24].float(), trained[2][:24]
     attacks, chains = standard(norm, eps)

@@ -323,6 +323,18 @@ def test_a_route_passes_on_the_part_it_names(part, fsr, features):
         assert not torch.allclose(wanted[part], features)
 
 
+def test_a_rescaled_part_has_the_direction_of_the_part_and_the_size_of_the_feature(fsr, features):
+    features[1] = 0  # of nothing there is no part
+    part = parts_of(fsr, features).f_minus
+    found = fsr(features, route=Route(part="f_minus", rescaled=True)).features
+    for own, scaled, whole in zip(part.flatten(1), found.flatten(1), features.flatten(1), strict=True):
+        torch.testing.assert_close(scaled.norm(), whole.norm())
+        torch.testing.assert_close(scaled * own.norm(), own * whole.norm())
+    assert not found[1].any()
+    whole = Route(part="f_minus", rescaled=True, mask=torch.ones(1, 1, 1, 1))  # f- is nothing where f+ is everything
+    assert not fsr(features, route=whole).features.any()
+
+
 def test_a_route_moves_the_mask_through_the_whole_module(fsr, features):
     given = (torch.rand(4, 6, 4, 4) > 0.5).float()
     out = fsr(features, route=Route(mask=given))
@@ -351,7 +363,7 @@ def test_a_stopped_mask_cuts_the_separation_net_off(fsr, features):
 def test_all_routes_are_declared(fsr, features):
     mask = torch.ones(4, 6, 4, 4)
     ways = [Route(part=part) for part in ("f", "f_plus", "f_minus", "f_tilde_minus", "f_tilde", "f_plus_r")]
-    ways += [Route(tau=1.0), Route(backward_tau=1.0), Route(mask=mask)]
+    ways += [Route(tau=1.0), Route(backward_tau=1.0), Route(mask=mask), Route(rescaled=True)]
     ways += [Route(mask_gradient=rule) for rule in ("exact", "stop", "straight_through")]
     assert fsr.routes == FSR.routes
     assert not FSR.routes & {"through", "relu"}  # nothing is detached, and nothing stands in a ReLU's place

@@ -93,6 +93,13 @@ def test_adaptive_attacks_that_take_little_are_no_sign():
     assert "the adaptive attacks break 0 (0.0% of all), no more than" in nothing.sentence
 
 
+def test_where_autoattack_leaves_none_the_verdict_says_so():
+    found = verdict(
+        record({"apgd": range(900), "a1/joint": range(900)}, {"autoattack": ["apgd"], "all": ["apgd", "a1/joint"]})
+    )
+    assert found.sentence == "no sign of masking: AutoAttack leaves none of the 1000 samples to the adaptive attacks"
+
+
 @pytest.mark.parametrize(
     "chains",
     [

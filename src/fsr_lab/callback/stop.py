@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 finish the step, write a checkpoint and stop; a second one stops at once."""
 
 import signal
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""SIGUSR1 and SIGUSR2 are what batch systems send some time before they end a job."""
 
 
 class InterruptedRunError(RuntimeError):
@@ -21,21 +22,25 @@ class StopCleanly(Callback):
     Asked during an epoch's last step or its validation, it lets the epoch end first, so that the resumed run has
     seen every validation. With several ranks all stop when one is asked.
 
+    A handler that a program round the training had set, as submitit does to queue a job again, is called once the
+    checkpoint is written, and decides: where it returns, training goes on.
+
     Args:
         path: the checkpoint to write.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._asked = ""
+        self._asked: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._round: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._round = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # after Lightning has set its own handlers, which would take a SIGTERM too, and end an epoch by an exception
-        try:
-            self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        except ValueError:  # not in the main thread, where Python takes no handlers; the caller's then apply
-            self._previous = {}
+        self._listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,19 +57,32 @@ class StopCleanly(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
 
+    def _listen(self) -> None:
+        try:
+            self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        except ValueError:  # not in the main thread, where Python takes no handlers; the caller's then apply
+            self._previous = {}
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = signal.Signals(number).name
+        self._asked = signal.Signals(number)
         self._release()
-        print(f"{self._asked}: stopping after this step", file=sys.stderr, flush=True)
+        print(f"{self._asked.name}: stopping after this step", file=sys.stderr, flush=True)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        asked = bool(self._asked)
+        asked = self._asked is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            trainer.save_checkpoint(self.path)
-            name = self._asked or "another rank was stopped"
-            raise InterruptedRunError(f"{name} at step {trainer.global_step}: the checkpoint is whole")
+        if not asked:
+            return
+        trainer.save_checkpoint(self.path)
+        number, self._asked = self._asked, None
+        decides = None if number is None else self._round[number]
+        if callable(decides) and decides is not signal.default_int_handler:
+            decides(number, None)
+            self._listen()
+            return
+        name = "another rank was stopped" if number is None else number.name
+        raise InterruptedRunError(f"{name} at step {trainer.global_step}: the checkpoint is whole")
 
     def _release(self) -> None:
         while self._previous:

@@ -33,6 +33,8 @@ class Route:
             dm/dr = 1, or the whole defence for the identity where no score makes its mask (kWTA, SAP), "relu" takes
             the defence for a ReLU, "through" lets the gradient pass a mask that the defence detaches (CIFS).
         mask: (N, C, H, W) or broadcastable, in [0, 1], used instead of a computed mask.
+        rescaled: give the part that goes on, sample by sample, the Euclidean norm of the feature that came in, so that
+            what a part lacks is not its size.
 
     Raises:
         ValueError: an unknown part or gradient rule, a temperature that is not positive, or two rules for one mask.
@@ -43,6 +45,7 @@ class Route:
     backward_tau: float | None = None
     mask_gradient: MaskGradient = "exact"
     mask: Tensor | None = None
+    rescaled: bool = False
 
     def __post_init__(self) -> None:
         for kind, value, known in (
@@ -61,12 +64,14 @@ class Route:
     @property
     def keeps_values(self) -> bool:
         """Whether a defence's values stay as deployed, bit for bit, so that gradients alone differ."""
-        return self.part == "f_tilde" and self.tau is None and self.mask is None
+        return self.part == "f_tilde" and self.tau is None and self.mask is None and not self.rescaled
 
     @property
     def uses(self) -> frozenset[str]:
         """What a defence must support to follow this route; compared with its `routes`."""
         rules = {name for name in ("tau", "backward_tau", "mask") if getattr(self, name) is not None}
+        if self.rescaled:
+            rules.add("rescaled")
         if self.mask_gradient != "exact":
             rules.add(self.mask_gradient)
         return frozenset(rules | {self.part})
@@ -75,6 +80,13 @@ class Route:
 def with_gradient_of(stand_in: Tensor, value: Tensor) -> Tensor:
     """Return a value as it is, which to autograd is its stand-in, a finite tensor of the same shape (BPDA)."""
     return value.detach() + (stand_in - stand_in.detach())  # bracketed: the difference is exactly nought
+
+
+def with_norm_of(features: Tensor, part: Tensor) -> Tensor:
+    """Return a part (N, C, H, W), each sample scaled to the Euclidean norm of the features; nothing stays nothing."""
+    wanted, own = (full.float().flatten(1).norm(dim=1)[:, None, None, None] for full in (features, part))
+    scaled: Tensor = part * (wanted / own.clamp_min(1e-30))  # less would be infinite, and nothing times it no number
+    return scaled
 
 
 def tempered(score: Tensor, tau: float) -> Tensor:

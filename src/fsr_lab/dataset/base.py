@@ -180,11 +180,18 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: `limit` leaves no image.
         """
+        return self._plain_batches(self.test, device, limit)
+
+    def bank_batches(self, device: torch.device | str = "cpu", limit: int | None = None) -> ResidentBatches:
+        """Return the training images as `test_batches` returns the test images: in order, not augmented."""
+        return self._plain_batches(self.train, device, limit)
+
+    def _plain_batches(self, split: Split, device: torch.device | str, limit: int | None) -> ResidentBatches:
         if limit is not None and limit < 1:
-            raise ValueError(f"expected a limit of at least 1 test image, got {limit}")
+            raise ValueError(f"expected a limit of at least 1 image, got {limit}")
         return ResidentBatches(
-            images=self.test.x[:limit],
-            labels=self.test.y[:limit],
+            images=split.x[:limit],
+            labels=split.y[:limit],
             batch_size=self.eval_batch_size,
             seed=self.seed,
             shuffle=False,

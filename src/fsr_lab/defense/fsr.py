@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fsr_lab.core.defense import FeatureDefense
 from fsr_lab.core.precision import full_precision
-from fsr_lab.core.route import Part, Route
+from fsr_lab.core.route import Part, Route, with_norm_of
 from fsr_lab.core.types import Criterion, DefenseOutput, FeatureShape, Forward
 from fsr_lab.defense import fsr_options as options
 from fsr_lab.defense.fsr_losses import (
@@ -62,9 +62,9 @@ class FSR(FeatureDefense):
     it does not compute is not filed. Without Separation, f~ = f + R(f), and `rec` reads f~. Without Recalibration,
     f~ = f+. A mask that nothing is learnt for has no Separation Net.
 
-    Routes: every part that the options leave, a given mask, and of a learnt one "stop", "straight_through",
-    `backward_tau`, and `tau` where its values depend on a temperature. No mask is detached here: "through" would be
-    "exact", and is not known.
+    Routes: every part that the options leave, any of them rescaled, a given mask, and of a learnt one "stop",
+    "straight_through", `backward_tau`, and `tau` where its values depend on a temperature. No mask is detached here:
+    "through" would be "exact", and is not known.
 
     Auxiliary tensors: `p_plus`, `p_minus`, `p_tilde` (N, K) logits, and the fields of `Parts`; without Separation
     only `p_tilde` and `f_tilde`; without Recalibration neither `p_tilde` nor `f_tilde_minus`; no `score` without a
@@ -106,7 +106,7 @@ class FSR(FeatureDefense):
     training_noise: ClassVar[bool] = True
     follows_backbone_init: ClassVar[bool] = True
     routes: ClassVar[frozenset[str]] = frozenset(
-        {*get_args(Part), "stop", "straight_through", "tau", "backward_tau", "mask"}
+        {*get_args(Part), "stop", "straight_through", "tau", "backward_tau", "mask", "rescaled"}
     )
 
     def __init__(
@@ -176,6 +176,8 @@ class FSR(FeatureDefense):
         noise = self.draw(features, score)
         parts = self.separate(features, score, noise, route, targets)
         passed = self._part(route.part, features, parts)
+        if route.rescaled:
+            passed = with_norm_of(features, passed)
         if not want_aux:
             return DefenseOutput(passed.to(features.dtype), {})
         read = self._read_by_head(features, parts, noise, route, targets)
@@ -317,7 +319,7 @@ class FSR(FeatureDefense):
         self.eval_noise = noisy and self.noise == "always"  # type: ignore[misc]
         self.training_noise = noisy and self.noise == "training"  # type: ignore[misc]
         self.needs_clean = self.loss_on != "adv"  # type: ignore[misc]
-        routes = {"f", "f_tilde"}
+        routes = {"f", "f_tilde", "rescaled"}
         if self.use_sep:
             routes |= {"f_plus", "f_minus", "mask"}
         if self.use_rec:

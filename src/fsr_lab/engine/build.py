@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -176,9 +176,23 @@ def assembled(node: dict[str, Any], opened: Callable[[str], tuple[Classifier, st
     return instantiate(rest, _convert_="all", _partial_=True)(**given) if "_target_" in node else rest | given
 
 
+def sources_of(node: Any) -> Iterator[str]:
+    """Yield every `source` in the plain node of an attack, or of several."""
+    if isinstance(node, dict):
+        if node.get("source"):
+            yield str(node["source"])
+        for part in node.values():
+            yield from sources_of(part)
+
+
 def build_attack(node: DictConfig) -> Attack:
     """Build one attack that crafts on the attacked network itself."""
     return cast(Attack, instantiate(node, _convert_="all"))
+
+
+def build_part(node: DictConfig) -> Any:
+    """Build what a node says, whatever it is: parts of layers above this one."""
+    return instantiate(node, _convert_="all")
 
 
 def build_surrogate(cfg: DictConfig, path: Path) -> tuple[DefendedModel, str]:

@@ -50,6 +50,7 @@ def check_settings(cfg: DictConfig) -> None:
         if not isinstance(cfg[name], bool):
             raise ValueError(f"expected {name} to be true or false, got {cfg[name]!r}")
     sanity.check_threat(build.build_threat(cfg))
+    _check_surrogates(cfg)
     device_of(cfg)
     in_shards = ranks_wanted(cfg) > 1 or cfg.get("shard") is not None
     if cfg.ledger in (None, "none"):
@@ -57,6 +58,20 @@ def check_settings(cfg: DictConfig) -> None:
             raise ValueError("shards meet in a ledger, and images are kept in one; leave out ledger=none")
     elif cfg.ledger != "auto":
         check_folder("ledger", Path(cfg.ledger))
+
+
+def _check_surrogates(cfg: DictConfig) -> None:
+    """Refuse kin of the network that is given and that no attack crafts on: it would change nothing, silently."""
+    kin = OmegaConf.select(cfg, "surrogates", default={})
+    given = {name: str(path) for name, path in kin.items() if path is not None}
+    used = set(build.sources_of(OmegaConf.to_container(cfg.evaluation.attacks, resolve=True))) if given else set()
+    for name, path in given.items():
+        if path in used:
+            continue
+        raise ValueError(
+            f"no attack of this evaluation crafts on surrogates.{name}={path}; evaluation=adaptive and attack=[a7] use "
+            "plain, other_seed, without_sep and without_rec"
+        )
 
 
 def evaluate_weights(

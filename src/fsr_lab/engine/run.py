@@ -67,6 +67,8 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
         build.build_trainer(cfg)
     if fresh:
         _clear(run)
+    for half in run.glob("checkpoints/.*.tmp"):  # what a process was killed over
+        half.unlink()
     write_config(cfg, run)
     write_text(run / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     about = Provenance.collect(command=command, seed=cfg.seed, hashes={"data": data.data_hash})

@@ -153,6 +153,8 @@ def gradient_free(facts: Facts) -> Iterator[Evidence]:
         if not (n and base) or name in facts.base or not is_gradient_free(record, name) or is_transfer(record, name):
             continue
         left = facts.left(base)
+        if not left.any():
+            continue
         taken = int((left & (facts.row(name) == WRONG)).sum())
         text = f"{name}, which needs no gradient, breaks {taken} of the {int(left.sum())} samples that "
         text += f"{facts.base_name} ({taken / n:.1%} of all)"
@@ -165,6 +167,9 @@ def adaptive(facts: Facts) -> Iterator[Evidence]:
     if not (n and base and facts.families):
         return
     left = facts.left(base)
+    if not left.any():
+        yield _evidence("adaptive", 0.0, POINT, f"{facts.base_name} none of the {n} samples to the adaptive attacks")
+        return
     low, high = wilson(int(left.sum()), n)
     limit = max(POINT, (high - low) / 2)
     taken = {

@@ -60,7 +60,7 @@ def test_evaluation_keeps_the_order_and_the_first_images(data):
     first = torch.cat([x for x, _ in data.test_batches(limit=7)])
     assert torch.equal(first, x[:7])
     assert [len(y) for _, y in data.test_batches(limit=1)] == [1]
-    with pytest.raises(ValueError, match="limit of at least 1 test image, got 0"):
+    with pytest.raises(ValueError, match="limit of at least 1 image, got 0"):
         data.test_batches(limit=0)
 
 
