@@ -20,7 +20,8 @@ class StopCleanly(Callback):
     """Saves between two steps, never inside one, when the process is asked to stop.
 
     Asked during an epoch's last step or its validation, it lets the epoch end first, so that the resumed run has
-    seen every validation. With several ranks all stop when one is asked.
+    seen every validation. With several ranks all stop when one is asked, and a second signal changes nothing: torchrun
+    and batch systems send each rank several.
 
     A handler that a program round the training had set, as submitit does to queue a job again, is called once the
     checkpoint is written, and decides: where it returns, training goes on.
@@ -34,8 +35,10 @@ class StopCleanly(Callback):
         self._asked: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._round: dict[signal.Signals, Any] = {}
+        self._is_one_of_several = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_one_of_several = trainer.world_size > 1
         self._round = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,7 +58,8 @@ class StopCleanly(Callback):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
+        if not self._is_one_of_several:  # a rank ends by it, and is to end in peace
+            self._release()
 
     def _listen(self) -> None:
         try:
@@ -64,8 +68,11 @@ class StopCleanly(Callback):
             self._previous = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._is_one_of_several and self._asked is not None:
+            return
         self._asked = signal.Signals(number)
-        self._release()
+        if not self._is_one_of_several:
+            self._release()
         print(f"{self._asked.name}: stopping after this step", file=sys.stderr, flush=True)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
@@ -75,10 +82,12 @@ class StopCleanly(Callback):
         if not asked:
             return
         trainer.save_checkpoint(self.path)
-        number, self._asked = self._asked, None
+        number = self._asked
         decides = None if number is None else self._round[number]
         if callable(decides) and decides is not signal.default_int_handler:
+            self._release()
             decides(number, None)
+            self._asked = None
             self._listen()
             return
         name = "another rank was stopped" if number is None else number.name

@@ -7,20 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from omegaconf import DictConfig
 
 from fsr_lab.core.suggest import unknown
-from fsr_lab.session import INTERRUPTED
 
 TARGET = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 TIME_IS_UP = signal.SIGUSR2
-"""What submitit has Slurm send before it kills a job, to all processes of it."""
+"""What submitit has Slurm send before it kills a job."""
 
 
 def check_slurm(cfg: DictConfig) -> None:
@@ -40,7 +38,7 @@ def check_slurm(cfg: DictConfig) -> None:
     gpus: dict[str, int] = {}
     for partition, resources in (line.split("|", 1) for line in asked.stdout.splitlines()):
         counts = [int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", resources)]
-        gpus[partition] = max([gpus.get(partition, 0), *counts])
+        gpus[partition] = max(gpus.get(partition, 0), sum(counts))
     wanted = cfg.hydra.launcher.partition
     partitions = gpus if wanted is None else str(wanted).split(",")
     for partition in partitions:
@@ -66,26 +64,31 @@ def wait_for_array(sweep: Path) -> None:
 
 
 class Requeue:
-    """Whether Slurm has told this job that its time is up, and what to do then."""
+    """submitit's answer to Slurm's word that the time is up: the job is queued again, and this process ends.
 
-    def __init__(self, requeue: Any) -> None:
-        self.is_asked = False
-        self._is_done = False
-        self._requeue = requeue
+    Training calls it once a checkpoint is written; elsewhere it comes at once.
 
-    def now(self) -> None:
-        """Have the job queued again and end the process; a second call only ends it.
+    Attributes:
+        is_done: whether it is queued.
+    """
+
+    def __init__(self, note: Callable[[], None], requeue: Callable[[int, FrameType | None], None]) -> None:
+        self.is_done = False
+        self._note, self._requeue = note, requeue
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Answer a signal.
 
         Raises:
             SystemExit: it is queued.
             RuntimeError: it has been out of time too often.
         """
-        if self._is_done:
-            raise SystemExit(INTERRUPTED)
+        print("Slurm: the time is up", file=sys.stderr, flush=True)
+        self._note()  # first, as the new attempt may begin before this one has ended
         try:
-            self._requeue(TIME_IS_UP, None)
+            self._requeue(number, frame)
         except SystemExit:
-            self._is_done = True
+            self.is_done = True
             raise
         except Exception as err:  # submitit's own
             again = "retry=true goes on with it; give more launcher.resubmissions or launcher.minutes"
@@ -93,28 +96,18 @@ class Requeue:
 
 
 @contextmanager
-def heeding_time() -> Iterator[Requeue | None]:
-    """Let a job of submitit save before it is queued again; yield None in another process.
+def requeueing(note: Callable[[], None]) -> Iterator[Requeue | None]:
+    """Let a job of submitit be noted before it is queued again; yield None in another process.
 
-    Slurm's word is passed on as a SIGTERM where somebody listens who saves: the training, or ranks that do it.
+    Args:
+        note: says in the job's directory that it is queued.
     """
-    before, idle = signal.getsignal(TIME_IS_UP), signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(TIME_IS_UP)
     if "SUBMITIT_FOLDER" not in os.environ or not callable(before):
         yield None
         return
-    requeue = Requeue(before)
-
-    def told(number: int, frame: FrameType | None) -> None:
-        if requeue.is_asked:
-            return
-        requeue.is_asked = True
-        print("Slurm: the time is up", file=sys.stderr, flush=True)
-        if signal.getsignal(signal.SIGTERM) is idle:
-            requeue.now()
-        else:
-            signal.raise_signal(signal.SIGTERM)
-
-    signal.signal(TIME_IS_UP, told)
+    requeue = Requeue(note, before)
+    signal.signal(TIME_IS_UP, requeue)
     try:
         yield requeue
     finally:

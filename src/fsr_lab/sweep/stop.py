@@ -55,6 +55,16 @@ def stopping(sweep: Path, *, hear_ctrl_c: bool) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def stopping_job() -> Iterator[None]:
+    """Let a SIGTERM stop a worker process's job as a Ctrl-C does, where it or its launcher would end the process."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def signal_jobs(sweep: Path, number: signal.Signals) -> None:
     """Send a signal to the processes on this machine that run the sweep's jobs."""
     for path in sweep.glob(f"**/{JOB}"):
