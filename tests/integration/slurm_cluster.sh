@@ -37,7 +37,8 @@ SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+# what is queued again waits until its credential has run out, two minutes by default
+AuthInfo=socket=$folder/munge.socket,cred_expire=10
 CredType=cred/munge
 SlurmctldPort=${SLURM_TEST_PORT:-26817}
 SlurmdPort=$((${SLURM_TEST_PORT:-26817} + 1))
@@ -55,7 +56,7 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=30
+KillWait=5
 SchedulerParameters=batch_sched_delay=1,sched_interval=5,requeue_delay=1
 ReturnToService=2
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=$(awk '/MemTotal/ {print int($2 / 1280)}' /proc/meminfo) State=UNKNOWN

@@ -73,16 +73,19 @@ class Requeue:
     """
 
     def __init__(self, note: Callable[[], None], requeue: Callable[[int, FrameType | None], None]) -> None:
-        self.is_done = False
+        self.is_done = self._is_asked = False
         self._note, self._requeue = note, requeue
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Answer a signal.
+        """Answer a signal, the first.
 
         Raises:
             SystemExit: it is queued.
             RuntimeError: it has been out of time too often.
         """
+        if self._is_asked:
+            return
+        self._is_asked = True
         print("Slurm: the time is up", file=sys.stderr, flush=True)
         self._note()  # first, as the new attempt may begin before this one has ended
         try:
