@@ -69,25 +69,28 @@ def test_the_objective_is_robust_validation_accuracy(start, tmp_path):
         assert len(row["directory"].encode()) <= 255
 
 
-def test_a_killed_study_is_continued_and_several_processes_share_it(start, tmp_path):
+def test_a_killed_study_is_taken_up_and_several_processes_share_it(start, tmp_path):
     study = tmp_path / "study"
     process = start("hydra.sweeper.n_trials=50", "trainer.max_epochs=3")
-    while not (study / "index.csv").is_file() or len(rows(study)) < 2:
+    while not (study / "index.csv").is_file() or [row["state"] for row in rows(study)][1:] != ["running"]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = trials(study)
-    assert before[0][0] == "COMPLETE"
-    both = [start("hydra.sweeper.n_trials=2") for _ in range(2)]
+    assert [state for state, _ in before] == ["COMPLETE", "RUNNING"]
+    both = [start("hydra.sweeper.n_trials=2", "trainer.max_epochs=3") for _ in range(2)]
     for process in both:
         _, err = process.communicate()
-        assert process.returncode == 0, err  # whatever became of a trial of the killed process
+        assert process.returncode == 0, err
     after = trials(study)
-    assert after[: len(before) - 1] == before[:-1]
-    assert [state for state, _ in after[len(before) :]] == ["COMPLETE"] * 4
-    finished = [row for row in rows(study) if row["state"] == "finished"]
-    assert len({row["directory"] for row in finished}) == len(finished) >= 5
+    assert after[0] == before[0]
+    assert [state for state, _ in after] == ["COMPLETE", "FAIL", *["COMPLETE"] * 4]
+    assert [row["state"] for row in rows(study)] == ["finished"] * 5
+    assert len({row["directory"] for row in rows(study)}) == 5
+    killed = json.loads((study / rows(study)[1]["directory"] / "job.json").read_text())
+    assert killed["attempts"] == 2
+    assert killed["results"]["val/robust_acc_best"] in [value for _, value in after[2:]]
 
 
 def test_a_failed_trial_stops_no_study(start, tmp_path):

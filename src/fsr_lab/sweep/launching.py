@@ -21,7 +21,7 @@ from fsr_lab.sweep.index import current, refresh
 from fsr_lab.sweep.job import last_lines
 from fsr_lab.sweep.plan import Planned, plan, unresolved
 from fsr_lab.sweep.stop import stopping
-from fsr_lab.sweep.study import plan_as_it_goes
+from fsr_lab.sweep.study import studying
 from fsr_lab.sweep.task import Task, Verb
 
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -61,8 +61,8 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
         with _stoppable(cfg, sweep):
             if runs is None:
                 sweeper = Plugins.instance().instantiate_sweeper(config=cfg, hydra_context=context, task_function=task)
-                runs = plan_as_it_goes(sweeper, cfg, hydra.config_loader)
-                sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
+                with studying(sweeper, cfg, hydra.config_loader) as runs:
+                    sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
             elif due := [job for job in jobs if job.is_due]:
                 launch(_launcher(cfg, context, task), due, sweep)
     finally:
