@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from fsr_lab.sweep.ray_cluster import check_room
-
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's own, of which there are many
 
 QUICK = ("evaluation=none", "trainer.max_epochs=1", "+trainer.limit_train_batches=2")
@@ -121,12 +119,3 @@ def test_what_ray_cannot_do_is_refused_before_any_job_starts(start, tmp_path, wo
     assert [text for text in said if text not in line] == [], line
     assert "Traceback" not in err
     assert [job(tmp_path / "sweep", seed)["attempts"] for seed in (0, 1)] == [0, 0]
-
-
-def test_a_job_must_fit_one_node():
-    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
-    check_room({"num_cpus": 4, "num_gpus": 0, "resources": {}}, nodes)
-    with pytest.raises(ValueError, match=r"8 CPU, and no node of this Ray cluster has that \(at most 4 CPU\)"):
-        check_room({"num_cpus": 8}, nodes)
-    with pytest.raises(ValueError, match="1 a100"):
-        check_room({"num_cpus": 1, "resources": {"a100": 1}}, nodes)

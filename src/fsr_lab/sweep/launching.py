@@ -16,7 +16,7 @@ from fsr_lab.printing import print_report
 from fsr_lab.session import BAD_INPUT, INTERRUPTED, Session, one_line
 from fsr_lab.sweep import job as states
 from fsr_lab.sweep import ray_cluster, slurm
-from fsr_lab.sweep.devices import slots
+from fsr_lab.sweep.devices import check_gpus, slots
 from fsr_lab.sweep.index import current, refresh
 from fsr_lab.sweep.job import last_lines
 from fsr_lab.sweep.plan import Planned, plan, unresolved
@@ -54,6 +54,8 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
     if cfg.hydra.sweeper._target_ == GRID:
         jobs = _planned(verb, cfg, hydra)
         runs = [job.run for job in jobs]
+    else:
+        _room(cfg, is_pool=cfg.hydra.launcher._target_ == POOL)
     if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
         ray_cluster.join(cfg)
     session.sweep = sweep
@@ -125,12 +127,23 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
 
 def _planned(verb: str, cfg: DictConfig, hydra: Hydra) -> list[Planned]:
     """Return the plan, and let a pool of processes be as large as the machine has room for jobs."""
-    is_pool = cfg.hydra.launcher._target_ == POOL
     room: list[int] = []
-    jobs = plan(verb, cfg, hydra.config_loader, lambda job: room.append(slots(job)) if is_pool else None)
+    is_pool = cfg.hydra.launcher._target_ == POOL
+    jobs = plan(verb, cfg, hydra.config_loader, lambda job: room.append(_room(job, is_pool=is_pool)))
     if is_pool and cfg.hydra.launcher.n_jobs == -1:
         cfg.hydra.launcher.n_jobs = max(1, min(*room, sum(job.is_due for job in jobs)))
     return jobs
+
+
+def _room(job: DictConfig, *, is_pool: bool) -> int:
+    """Return how many such jobs this machine's pool has room for; 1 without one.
+
+    Raises:
+        ValueError: for none, or the GPUs that it asks for are not there.
+    """
+    room = slots(job) if is_pool else 1
+    check_gpus(job)
+    return room
 
 
 def _launcher(cfg: DictConfig, context: HydraContext, task: Task) -> Launcher:

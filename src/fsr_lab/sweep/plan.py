@@ -48,6 +48,9 @@ def plan(verb: str, cfg: DictConfig, loader: ConfigLoader, examine: Callable[[Di
     """
     jobs = combinations(cfg, loader)
     swept = [key for key, values in zip(*_values(jobs), strict=True) if len(values) > 1]
+    for key in swept:
+        if key == "launcher" or key.startswith(("launcher.", "hydra.launcher")):
+            raise ValueError(f"jobs differ in {key}, and a sweep has one launcher; quote a value that has commas")
     planned = []
     for number, words in enumerate(jobs):
         run, words, job_cfg = composed(cfg, loader, words, number, swept)
