@@ -153,6 +153,8 @@ def _launcher(cfg: DictConfig, context: HydraContext, task: Task) -> Launcher:
 def _stoppable(cfg: DictConfig, sweep: Path) -> AbstractContextManager[None]:
     """Return what stops jobs in other processes when the sweep is stopped; in this one a stop comes to them itself."""
     target = cfg.hydra.launcher._target_
+    if target == slurm.TARGET:
+        return slurm.leaving_jobs(sweep)
     if target not in (POOL, ray_cluster.TARGET):
         return nullcontext()
     return stopping(sweep, hear_ctrl_c=target == POOL)  # Ray's processes are not of this terminal

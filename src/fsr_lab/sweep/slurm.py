@@ -102,13 +102,29 @@ def _last_line(text: str) -> str:
 
 def wait_for_array(sweep: Path) -> None:
     """Wait until Slurm has none of a sweep's jobs any more: one that was cancelled ends no other."""
-    numbers = {path.name.partition("_")[0] for path in (sweep / ".submitit").glob("[0-9]*")}
-    while numbers:
-        command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(sorted(numbers))}"]
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
-        if not asked.stdout.strip():  # of jobs long gone squeue knows nothing, which it calls an error
-            return
+    while _submitted(sweep):
         time.sleep(5)
+
+
+@contextmanager
+def leaving_jobs(sweep: Path) -> Iterator[None]:
+    """Say what becomes of the jobs when the process that submitted them stops waiting for them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if numbers := _submitted(sweep):
+            print(f"Slurm goes on with the jobs {' '.join(numbers)}; scancel ends them", file=sys.stderr, flush=True)
+        raise
+
+
+def _submitted(sweep: Path) -> list[str]:
+    """Return the numbers of a sweep's jobs that Slurm has, waiting or running."""
+    numbers = sorted({path.name.partition("_")[0] for path in (sweep / ".submitit").glob("[0-9]*")})
+    if not numbers:
+        return []
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(numbers)}"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.split()  # of jobs long gone squeue knows nothing, which it calls an error
 
 
 class Requeue:
