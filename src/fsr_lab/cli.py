@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -30,12 +31,14 @@ def train(session: Session, cfg: DictConfig) -> None:
     """Fit, attack, draw, print."""
     from fsr_lab.callback.stop import InterruptedRunError
     from fsr_lab.engine import run as engine
+    from fsr_lab.engine.lock import held
     from fsr_lab.engine.quiet import hush_lightning
 
     hush_lightning()
     run = Path(HydraConfig.get().runtime.output_dir)
     try:
-        engine.train(cfg, run, command=session.command, overrides=list(HydraConfig.get().overrides.task))
+        with held(run):
+            engine.train(cfg, run, command=session.command, overrides=list(HydraConfig.get().overrides.task))
     except InterruptedRunError as err:
         again = "the same command continues it" if session.sweep else f"continue with: fsr train resume={run}"
         raise InterruptedRunError(f"{err}; {again}") from err
@@ -49,19 +52,28 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.chosen import chosen_network
+    from fsr_lab.engine.lock import held
+    from fsr_lab.engine.tracking import opened_trackers, tell_results
 
     cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     evaluating.check_settings(cfg)
     shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
     data = engine.opened_data(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
-    engine.write_config(cfg, run)
-    record = evaluating.evaluate_weights(cfg, weights, data, name=name, command=session.command, run=run, shard=shard)
-    if shard is not None:
-        print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
-        return
-    evaluating.check_attacked(record, cfg)
-    record.save(run / "records", "evaluation")
+    # shards may share a directory, and keep nothing in it
+    with held(run) if shard is None else nullcontext(), opened_trackers(cfg, run, "evaluate") as trackers:
+        engine.write_config(cfg, run)
+        record = evaluating.evaluate_weights(
+            cfg, weights, data, name=name, command=session.command, run=run, shard=shard
+        )
+        if shard is not None:
+            print(
+                f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table"
+            )
+            return
+        evaluating.check_attacked(record, cfg)
+        record.save(run / engine.RECORDS, "evaluation")
+        tell_results(trackers, {"evaluation": record}, run / engine.RECORDS)
     print_report(run)
 
 
@@ -94,15 +106,17 @@ def analyze(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.chosen import chosen_network
+    from fsr_lab.engine.lock import held
 
     kind = HydraConfig.get().runtime.choices["analysis"]
     cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     evaluating.check_settings(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     data = engine.opened_data(cfg)
-    engine.write_config(cfg, run)
-    found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
-    print(f"analysis: {analysis.keep(*found, run)}")
+    with held(run):
+        engine.write_config(cfg, run)
+        found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
+        print(f"analysis: {analysis.keep(*found, run)}")
     if any(run.glob("records/**/*.json")):
         print_report(run)
 

@@ -65,7 +65,7 @@ def test_a_program_round_the_training_decides_once_the_checkpoint_is_written(han
     def queued_again(number, frame):
         raise SystemExit(3)
 
-    stop.on_fit_end(trainer, None)
+    stop.on_train_end(trainer, None)
     signal.signal(signal.SIGUSR2, queued_again)
     begin(stop, trainer)
     os.kill(os.getpid(), signal.SIGUSR2)

@@ -86,7 +86,7 @@ def test_a_running_job_is_told_from_a_killed_one(running):
     refresh(sweep, [run])
     assert [row["state"] for row in rows(sweep)] == ["running"]
     assert is_held(run)
-    with pytest.raises(RuntimeError, match=f"pid {process.pid} on "), held(run):
+    with pytest.raises(RuntimeError, match=f"in use by process {process.pid} on "), held(run):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -55,8 +55,8 @@ class StopCleanly(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_asked(trainer)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._release()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._release()  # on_fit_end would be after Lightning has given its own handlers back
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not self._is_one_of_several:  # a rank ends by it, and is to end in peace
