@@ -34,6 +34,25 @@ test: setup  ## the default test suite
 test-all: setup  ## the default suite and the slow tests
 	$(PYTEST) -m "not slurm and not ray and not tune and not chromium and not latex"
 
+# Ray and Hydra 1.4 want other versions of what the rest is pinned to: an environment each
+.venv-%/.ready: pyproject.toml constraints-%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable '.[dev,$*]'
+	@touch $@
+
+test-ray: .venv-ray/.ready  ## jobs on a Ray cluster of this machine
+	.venv-ray/bin/python -m pytest -m ray tests/integration/test_ray.py
+
+test-tune: .venv-tune/.ready  ## Optuna studies, killed and shared
+	.venv-tune/bin/python -m pytest -m tune tests/integration/test_tune.py
+
+test-slurm: setup  ## jobs under a Slurm of this machine, which Debian's packages are installed for; as root
+	command -v slurmctld >/dev/null && command -v munged >/dev/null || \
+		apt-get install --yes --no-install-recommends slurm-wlm munge
+	$(BIN)/python -m pytest -m slurm tests/integration/test_slurm.py
+.PHONY: test-ray test-tune test-slurm
+.PRECIOUS: .venv-%/.ready
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -205,4 +224,4 @@ smoke: setup  ## does training run at all? two epochs of two batches on the toy 
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick
 
 clean:  ## remove the environment and caches; data and runs stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv-tune build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
