@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 from records import kept, made_analysis, made_artefact, made_curves, made_record, made_samples, rates
 
 from fsr_lab.core.record import EvaluationRecord, Finding
@@ -244,6 +245,15 @@ def test_a_folder_of_runs_has_a_page_too(folder, tmp_path):
     assert "## Methods" in report.path.read_text()
     assert "\\toprule" in (place / "table.tex").read_text()
     Document(text)
+
+
+def test_a_picture_whose_source_was_not_kept_is_on_the_page(tmp_path):
+    made_record(rates(80, 40), settings={}).save(tmp_path / "run" / "records", "last")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "run" / "curves.png")
+    shown = Document(write_folder(tmp_path)[1].read_text()).all("img")
+    assert [each["alt"] for each in shown] == ["run: losses and accuracies over training steps"]
+    made_curves(tmp_path / "run")
+    assert Document(write_folder(tmp_path)[1].read_text()).all("img") == []
 
 
 def test_plots_tell_their_numbers_in_words(document):

@@ -8,7 +8,7 @@ from fsr_lab.report.analyses import all_shown
 from fsr_lab.report.artefact_page import LATEX, PAGE
 from fsr_lab.report.cost import CostTable, cost_sections, write_cost_report
 from fsr_lab.report.folder_grids import folder_grids
-from fsr_lab.report.gallery import run_galleries
+from fsr_lab.report.gallery import kept_pictures, run_galleries
 from fsr_lab.report.gather import gather, run_names
 from fsr_lab.report.html import Page, rendered
 from fsr_lab.report.latex import grids_latex
@@ -46,7 +46,8 @@ def write_folder(folder: Path, places: Sequence[Path] = ()) -> tuple[Report, Pat
     page = Page(
         folder=folder, name=folder.resolve().parent.name, title=folder.resolve().name,
         lead=notes.read_text() if notes.is_file() else "", problems=problems, grids=grids, plots=plots,
-        analyses=analyses, galleries=galleries, sections=sections,
+        analyses=analyses, galleries=galleries,
+        pictures=kept_pictures(report.found.runs, folder), sections=sections,
     )  # fmt: skip
     write_text(folder / PAGE, rendered(page))
     write_text(folder / LATEX, grids_latex(grids))

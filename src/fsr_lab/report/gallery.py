@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from fsr_lab.core.analysis import AnalysisRecord
 from fsr_lab.core.record import DAMAGES
-from fsr_lab.report.gather import SAMPLES
+from fsr_lab.report.gather import METRICS, SAMPLES
 
 MOST = 8
 """Images in a gallery, from the first; nothing is chosen."""
@@ -59,6 +59,26 @@ def run_galleries(runs: Mapping[Path, str]) -> tuple[list[Gallery], list[str]]:
         except ValueError as err:
             problems.append(str(err))
     return galleries, problems
+
+
+def kept_pictures(runs: Sequence[Path], folder: Path) -> list[Picture]:
+    """Return the pictures of runs that did not keep what these were drawn from.
+
+    Args:
+        runs: directories.
+        folder: that the page is about.
+    """
+    found = []
+    for run in runs:
+        name = run.relative_to(folder).as_posix() if run.is_relative_to(folder) else run.name
+        for picture, source, alt in (
+            ("curves.png", METRICS, "losses and accuracies over training steps"),
+            ("samples.png", SAMPLES, "images before and after an attack, with predictions"),
+        ):
+            if (run / picture).is_file() and not (run / source).exists():
+                uri = f"data:image/png;base64,{base64.b64encode((run / picture).read_bytes()).decode()}"
+                found.append(Picture(uri, f"{name}: {alt}", f"{name}: {alt}"))
+    return found
 
 
 def read_samples(path: Path) -> dict[str, NDArray[Any]]:

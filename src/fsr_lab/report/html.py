@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from fsr_lab.report.analyses import Shown
-from fsr_lab.report.gallery import Gallery
+from fsr_lab.report.gallery import Gallery, Picture
 from fsr_lab.report.grid import Grid, Line, Number
 from fsr_lab.report.grid_text import TESTS, TESTS_NOTE, heading, paired_cells, signed, target
 from fsr_lab.report.manifest import SCALES
@@ -44,6 +44,7 @@ class Page:
         plots: inline.
         analyses: sections of their own.
         galleries: images.
+        pictures: that a run kept, where it did not keep what they were drawn from.
         sections: (title, Markdown) of the rest.
     """
 
@@ -60,6 +61,7 @@ class Page:
     plots: Sequence[Plot] = ()
     analyses: Sequence[Shown] = ()
     galleries: Sequence[Gallery] = ()
+    pictures: Sequence[Picture] = ()
     sections: Sequence[tuple[str, str]] = ()
 
 
@@ -76,7 +78,7 @@ def rendered(page: Page) -> str:
     titles = [
         *(["Accuracy"] if page.grids else []), *(["Not measured"] if page.missing else []),
         *(["Plots"] if page.plots else []), *[part.title for part in page.analyses],
-        *(["Images"] if page.galleries else []), *(["Paired tests"] if tests else []),
+        *(["Images"] if page.galleries or page.pictures else []), *(["Paired tests"] if tests else []),
         *[title for title, _ in page.sections], *(["Every number"] if values else []),
     ]  # fmt: skip
     return environment.from_string(_template("page.html.j2")).render(
