@@ -107,6 +107,28 @@ def analyze(session: Session, cfg: DictConfig) -> None:
         print_report(run)
 
 
+def export(session: Session, cfg: DictConfig) -> None:
+    """Write a finished run's network in one or several formats, and tell the hash of each."""
+    if cfg.run is None:
+        raise ValueError("expected run=DIR, a finished run of fsr train, got none")
+    from fsr_lab.export.run import network_of
+    from fsr_lab.export.writing import export as write
+
+    run = Path(cfg.run)
+    network = network_of(
+        run, checkpoint=cfg.checkpoint, average=cfg.average, name=cfg.name, licence=cfg.licence, paper=cfg.paper,
+        records=[Path(folder) for folder in listed(cfg.records)],
+    )  # fmt: skip
+    for name in listed(cfg.format):
+        done = write(network, name, Path(cfg.out or run / "export") / name)
+        print(f"{name}: {done.folder}\n  sha256 {done.sha256}")
+
+
+def listed(value: str | Sequence[str] | None) -> list[str]:
+    """Return the names that an override gives: none, one, or a list."""
+    return [value] if isinstance(value, str) else list(value or ())
+
+
 def prepare(session: Session, cfg: DictConfig) -> None:
     """Prepare a dataset, or all of them, and say what lies where and how large it is."""
     if not cfg.all:
@@ -215,6 +237,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "evaluate": (evaluate, "attack a trained network and print its table"),
     "doctor": (doctor, "examine a trained network for what makes robustness numbers wrong"),
     "analyze": (analyze, "look into a trained network: masks, features, attention maps"),
+    "export": (export, "write a trained network for other people's tools, and check that it loads back"),
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
