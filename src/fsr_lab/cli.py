@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from fsr_lab.arguments import config_folder, key_of
 from fsr_lab.core.files import write_text
 from fsr_lab.core.suggest import unknown
+from fsr_lab.positional import COMPARE, REPRODUCE, compare_arguments, reproduce_arguments
 from fsr_lab.printing import draw_run, print_report, show
 from fsr_lab.session import FAILED, INTERRUPTED, Session, one_line, shows_trace
 from fsr_lab.sweep.index import is_sweep, refresh
@@ -242,7 +243,6 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
 REPORT = "make the table and pages of a run, a sweep or an artefact folder"
-COMPARE = "compare two records of the same samples: paired difference, interval, McNemar's test"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,10 +263,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_arguments(rest)
         elif verb == "compare":
             compare_arguments(rest)
+        elif verb == "reproduce":
+            session.exit_code = reproduce_arguments(rest, session.command)
         elif verb in VERBS:
             run_verb(session, verb, VERBS[verb][0], rest)
         else:
-            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare"]))
+            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare", "reproduce"]))
     except Exception as err:
         session.fail(err)
     except KeyboardInterrupt:
@@ -286,22 +288,6 @@ def report_arguments(argv: Sequence[str]) -> None:
     report(Path(argv[0]))
 
 
-def compare_arguments(argv: Sequence[str]) -> None:
-    """Parse `fsr compare RECORD RECORD [out=FOLDER]`, which needs no config."""
-    from fsr_lab.report.page import compare_places
-
-    places = [word for word in argv if not word.startswith(("-", "out="))]
-    out = next((Path(word.removeprefix("out=")) for word in argv if word.startswith("out=")), None)
-    if len(places) != 2 or any(word.startswith("-") for word in argv):
-        print(f"fsr compare RECORD RECORD [out=FOLDER]: {COMPARE}")
-        if argv and argv[0] not in ("-h", "--help"):
-            raise ValueError(f"expected two records, or folders that hold them, got {places}")
-        return
-    show(*[comparison.rich() for comparison in compare_places(Path(places[0]), Path(places[1]), out)])
-    if out is not None:
-        print(f"comparison: {out}")
-
-
 def usage() -> str:
     """Return the verbs, one line each."""
     lines = ["fsr: adversarial training with Feature Separation and Recalibration", ""]
@@ -309,6 +295,7 @@ def usage() -> str:
     lines += [
         f"  fsr {'report':<9} {REPORT}",
         f"  fsr {'compare':<9} {COMPARE}",
+        f"  fsr {'reproduce':<9} {REPRODUCE}",
         "",
         "fsr <verb> --help lists the verb's groups and options.",
     ]

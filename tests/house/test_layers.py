@@ -25,11 +25,12 @@ BELOW = {
     "arguments": {"core"},
     "printing": {"core", "report"},
     "session": {"core", "arguments"},
+    "positional": {"core", "engine", "report", "arguments", "printing", "session"},
     "sweep": {"core", "callback", "engine", "report", "arguments", "printing", "session"},
     "under_hydra": {"arguments", "session", "sweep"},
     "cli": {
-        "core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "report", "export", "arguments", "printing",
-        "session", "sweep", "under_hydra",
+        "core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "report", "export", "arguments", "positional",
+        "printing", "session", "sweep", "under_hydra",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -41,7 +42,8 @@ THIRD_PARTY = {"core": {"torch", "numpy"}}
 ONLY_IN = {
     "hydra": {"fsr_lab.cli", "fsr_lab.engine.build", "fsr_lab.session", "fsr_lab.sweep", "fsr_lab.under_hydra"},
     "omegaconf": {
-        "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.session", "fsr_lab.sweep", "fsr_lab.under_hydra",
+        "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.positional", "fsr_lab.session", "fsr_lab.sweep",
+        "fsr_lab.under_hydra", "fsr_lab.engine.reproducing",
         "fsr_lab.engine.build", "fsr_lab.engine.chosen", "fsr_lab.engine.run", "fsr_lab.engine.rank",
         "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard", "fsr_lab.analysis.run",
         "fsr_lab.export.facts", "fsr_lab.export.run",
