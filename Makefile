@@ -32,7 +32,12 @@ test: setup  ## the default test suite
 	$(PYTEST)
 
 test-all: setup  ## the default suite and the slow tests
-	$(PYTEST) -m "not slurm and not ray and not tune"
+	$(PYTEST) -m "not slurm and not ray and not tune and not release"
+
+# FULL=1 installs every dependency anew, torch and all, which is gigabytes
+release-check: setup  ## build what would be released, install it elsewhere, run the quick tour there; metadata, licences
+	$(if $(FULL),FSR_RELEASE_FULL=1) $(PYTEST) -m release tests/release -n 0
+.PHONY: release-check
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
