@@ -39,6 +39,14 @@ release-check: setup  ## build what would be released, install it elsewhere, run
 	$(if $(FULL),FSR_RELEASE_FULL=1) $(PYTEST) -m release tests/release -n 0
 .PHONY: release-check
 
+# PYTHONS='3.12 3.13' TORCHES=oldest TESTS=tests/unit/test_fsr.py: a part of it
+PYTHONS ?= 3.11 3.12 3.13
+TORCHES ?= oldest newest
+TESTS ?= tests/unit tests/contract tests/house
+matrix:  ## tests under every promised Python and torch that this machine has; gigabytes and an hour each
+	$(PYTHON) tests/release/matrix.py $(TESTS) --python $(PYTHONS) --torch $(TORCHES)
+.PHONY: matrix
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -141,4 +149,4 @@ smoke: setup  ## does training run at all? two epochs of two batches on the toy 
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick
 
 clean:  ## remove the environment and caches; data and runs stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .matrix build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
