@@ -5,6 +5,7 @@ import json
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,15 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from torch import nn
 from torch.testing import assert_close
 
 import fsr_lab
+from fsr_lab.defense.fd import FD
 from fsr_lab.export import robustbench, writing
+from fsr_lab.export.program import logits_program
 from fsr_lab.export.writing import export
-from fsr_lab.model.defended import DefendedModel
+from fsr_lab.model.defended import DefendedModel, attach
 
 WEIGHTS = ("safetensors", "robustbench", "torch_hub", "timm")
 
@@ -227,3 +231,21 @@ def test_a_name_is_one_that_code_can_have(network, name):
 def test_an_unknown_format_gets_its_neighbours(network, tmp_path):
     with pytest.raises(ValueError, match=r"no format named 'onx'; close names: \['onnx'\]"):
         export(network, "onx", tmp_path / "out")
+
+
+def test_a_program_of_tokens_takes_any_number_of_images():
+    """A defence on a transformer's tokens once fixed the batch to the two images that the program was traced with."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4, 3)
+            self.block = nn.Identity()
+
+        def forward(self, x):
+            return self.fc(self.block(self.embed(x).flatten(2).transpose(1, 2)).mean(1))
+
+    model = attach(Tokens(), {"block": partial(FD, kernel="mean")}, (3, 8, 8), 3, "nlc").eval()
+    x = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(logits_program(model, (3, 8, 8)).module()(x), model(x))
