@@ -45,6 +45,18 @@ def test_a_trained_run_comes_back_with_its_table(fsr, trained, tmp_path):
     assert "AT(attack=PGD(" in card
 
 
+def test_further_evaluations_are_of_these_weights_or_refused(fsr, trained, tmp_path):
+    words = ("export", f"run={trained.run}", f"out={tmp_path / 'out'}")
+    assert "no record of these weights" in fsr(*words, "records=nowhere").refusal()
+    ours = tmp_path / "evaluation"
+    evaluate = ("evaluate", f"run={trained.run}", "attack=[fgsm]", "threat.eps=4/255", f"hydra.run.dir={ours}")
+    assert fsr(*evaluate).code == 0
+    assert fsr(*words, f"records={ours}").code == 0
+    card = (tmp_path / "out" / "safetensors" / "README.md").read_text()
+    assert "linf 4/255" in card.partition("## Results")[2].partition("## Recipe")[0]
+    assert "no record of these weights" in fsr(*words, f"records={ours}", "checkpoint=best").refusal()
+
+
 def test_several_formats_of_a_network_that_is_kept_here(fsr, tmp_path):
     done = fsr("export", f"run={KEPT}", f"out={tmp_path}", "format=[safetensors,robustbench]", "name=Doe2026Title")
     assert done.code == 0, done

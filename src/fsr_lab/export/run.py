@@ -36,10 +36,11 @@ def network_of(
         name: of the network; None makes one of the directory's name.
         licence: SPDX identifier of the weights' licence.
         paper: {"title", "authors", "link", "venue"} of whoever made it.
-        records: folders with further evaluations; those of other weights are left aside.
+        records: folders with further evaluations of these weights.
 
     Raises:
-        ValueError: the directory is no run, or one that is not finished; or see `Network`.
+        ValueError: the directory is no run, or one that is not finished; a folder holds no evaluation of these weights;
+            or see `Network`.
     """
     cfg = build.stored_config(run)
     state = read_status(run).get("state", "finished")  # kept by hand, a run comes without its status
@@ -51,15 +52,26 @@ def network_of(
     load_weights(model, checkpoint_path(run, checkpoint), average)
     model.eval()
     weights = state_hash(model.state_dict())
-    found = [path for folder in (run, *records) for path in sorted(folder.glob("**/records/**/*.json"))]
-    evaluations = [EvaluationRecord.load(path) for path in dict.fromkeys(found)]
+    own = _records_of(weights, run)
+    for folder in records:
+        if not (further := _records_of(weights, folder)):
+            raise ValueError(
+                f"no record of these weights, {weights}, below {folder}; give a folder of fsr evaluate run={run}"
+            )
+        own |= further
     return Network(
         name=name or _identifier(run.resolve().name), model=model, blueprint=blueprint_of(cfg, model.backbone),
         threat=build.build_threat(cfg), dataset=cfg.dataset.name, label=cfg.label, architecture=facts.architecture(cfg),
         licence=licence, recipe=facts.recipe(cfg), data=facts.data(cfg), provenance=facts.provenance(run),
-        records=tuple(record for record in evaluations if record.provenance.hashes.get("weights") == weights),
+        records=tuple(own.values()),
         paper={key: (paper or {}).get(key) or "" for key in ("title", "authors", "link", "venue")},
     )  # fmt: skip
+
+
+def _records_of(weights: str, folder: Path) -> dict[Path, EvaluationRecord]:
+    """Return the evaluations below a folder that are of weights of that hash."""
+    found = {path.resolve(): EvaluationRecord.load(path) for path in sorted(folder.glob("**/records/**/*.json"))}
+    return {path: record for path, record in found.items() if record.provenance.hashes.get("weights") == weights}
 
 
 def blueprint_of(cfg: DictConfig, backbone: nn.Module) -> Blueprint:

@@ -36,7 +36,7 @@ class Exported(NamedTuple):
 def export(network: Network, format: str, folder: Path) -> Exported:
     """Write a network in a format, load it back, and hold its logits against the network's own.
 
-    What an earlier export left in the folder is replaced, in one step and only once the new one is whole.
+    An earlier export in the folder is replaced once the new one is whole, and not before.
 
     Args:
         network: what to export.
@@ -52,7 +52,7 @@ def export(network: Network, format: str, folder: Path) -> Exported:
         raise ValueError(unknown("format", format, FORMATS))
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / CONFIG).is_file())):
         raise ValueError(f"{folder} holds something other than an export; give another out=")
-    fresh = folder.with_name(f".{folder.name}.tmp")
+    fresh, earlier = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
@@ -68,10 +68,12 @@ def export(network: Network, format: str, folder: Path) -> Exported:
             versions=Provenance.collect(command="", seed=0, hashes={}).versions,
         ).write(fresh)  # fmt: skip
         _check(network, load(fresh, sha256=digest, trust=_packages(network.blueprint)), format)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.replace(earlier)
         fresh.replace(folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for leftover in (fresh, earlier):
+            shutil.rmtree(leftover, ignore_errors=True)
     return Exported(folder, digest)
 
 
