@@ -47,6 +47,11 @@ matrix:  ## tests under every promised Python and torch that this machine has; g
 	$(PYTHON) tests/release/matrix.py $(TESTS) --python $(PYTHONS) --torch $(TORCHES)
 .PHONY: matrix
 
+docs: setup  ## build the documentation into site/, links checked
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+.PHONY: docs
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -149,4 +154,4 @@ smoke: setup  ## does training run at all? two epochs of two batches on the toy 
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick
 
 clean:  ## remove the environment and caches; data and runs stay
-	rm -rf $(VENV) .matrix build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .matrix build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What the README shows of the library runs as it stands there."""
+"""What the README and the documentation show of the library runs as it stands there."""
 
 import re
 import subprocess
@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 from fsr_lab import FSR, Threat, attach
 from fsr_lab.attack.pgd import PGD
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
 
 
-def blocks(heading):
-    """Return the Python blocks of a section."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def blocks(heading, page="README.md"):
+    """Return the Python blocks of a page's section."""
+    section = (ROOT / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     found = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert found, heading
     return found
@@ -26,7 +26,7 @@ def blocks(heading):
 
 @pytest.fixture
 def images():
-    return torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    return torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
 
 
 def test_the_first_block_attaches_attacks_and_records(images, tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_the_first_block_attaches_attacks_and_records(images, tmp_path, monkeypa
     names = {"x": x, "y": y, "batches": [(x, y)]}
     exec(blocks("As a library")[0].replace("steps=20", "steps=2"), names)
     assert isinstance(names["record"].findings, tuple)
-    assert names["logits"].shape == (4, 10)
+    assert names["logits"].shape == (2, 10)
     assert {"p_plus", "mask", "f_tilde"} <= set(names["forward"].aux["layer4"])
 
 
@@ -51,6 +51,12 @@ def test_the_second_block_trains_by_a_plain_loop(images):
     assert set(names["losses"]) == {"ce", "layer4/sep", "layer4/rec"}
     assert all(parameter.grad is not None for parameter in names["model"].parameters())
     assert any(not torch.equal(*pair) for pair in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("heading", ["In your own training loop", "Attack anything"])
+def test_the_library_page_runs(heading):
+    for block in blocks(heading, "docs/library.md"):
+        exec(block, {})
 
 
 @pytest.mark.slow
