@@ -22,7 +22,14 @@ def write(folder: Path, network: Network) -> str:
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
+        ValueError: a defence draws at test time.
     """
+    random = [point for point, defense in network.model.defenses.items() if defense.eval_noise]
+    if random:
+        raise ValueError(
+            f"the defence at {random[0]} draws at test time, and ONNX draws other numbers: nothing would tell a right "
+            "export from a wrong one; export safetensors"
+        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

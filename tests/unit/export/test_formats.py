@@ -19,6 +19,7 @@ from torch.testing import assert_close
 import fsr_lab
 from fsr_lab.defense.fd import FD
 from fsr_lab.export import robustbench, writing
+from fsr_lab.export.blueprint import Part
 from fsr_lab.export.program import logits_program
 from fsr_lab.export.writing import export
 from fsr_lab.model.defended import DefendedModel, attach
@@ -249,3 +250,12 @@ def test_a_program_of_tokens_takes_any_number_of_images():
     x = torch.rand(5, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(logits_program(model, (3, 8, 8)).module()(x), model(x))
+
+
+def test_a_defence_that_draws_at_test_time_goes_into_no_graph(network, tmp_path):
+    blueprint = replace(network.blueprint, defenses={"block2": Part("fsr_lab.defense.fsr.FSR", {"noise": "always"})})
+    noisy = replace(network, model=blueprint.build(), blueprint=blueprint)
+    with pytest.raises(ValueError, match="the defence at block2 draws at test time, and ONNX draws other numbers"):
+        export(noisy, "onnx", tmp_path / "onnx")
+    done = export(noisy, "safetensors", tmp_path / "weights")  # compared under the same draws
+    assert fsr_lab.load(done.folder).defenses["block2"].eval_noise
