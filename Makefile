@@ -32,7 +32,7 @@ test: setup  ## the default test suite
 	$(PYTEST)
 
 test-all: setup  ## the default suite and the slow tests
-	$(PYTEST) -m "not slurm and not ray and not tune and not chromium and not latex"
+	$(PYTEST) -m "not slurm and not ray and not tune and not chromium and not latex and not release"
 
 # Ray and Hydra 1.4 want other versions of what the rest is pinned to: an environment each
 .venv-%/.ready: pyproject.toml constraints-%.txt
@@ -52,6 +52,24 @@ test-slurm: setup  ## jobs under a Slurm of this machine, which Debian's package
 	$(BIN)/python -m pytest -m slurm tests/integration/test_slurm.py
 .PHONY: test-ray test-tune test-slurm
 .PRECIOUS: .venv-%/.ready
+
+# FULL=1 installs every dependency anew, torch and all, which is gigabytes
+release-check: setup  ## build what would be released, install it elsewhere, run the quick tour there; metadata, licences
+	$(if $(FULL),FSR_RELEASE_FULL=1) $(PYTEST) -m release tests/release -n 0
+.PHONY: release-check
+
+# PYTHONS='3.12 3.13' TORCHES=oldest TESTS=tests/unit/test_fsr.py: a part of it
+PYTHONS ?= 3.11 3.12 3.13
+TORCHES ?= oldest newest
+TESTS ?= tests/unit tests/contract tests/house
+matrix:  ## tests under every promised Python and torch that this machine has; gigabytes and an hour each
+	$(PYTHON) tests/release/matrix.py $(TESTS) --python $(PYTHONS) --torch $(TORCHES)
+.PHONY: matrix
+
+docs: setup  ## build the documentation into site/, links checked
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+.PHONY: docs
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -224,4 +242,4 @@ smoke: setup  ## does training run at all? two epochs of two batches on the toy 
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick
 
 clean:  ## remove the environment and caches; data and runs stay
-	rm -rf $(VENV) .venv-ray .venv-tune build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv-tune .matrix build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from fsr_lab.arguments import config_folder, key_of
 from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.suggest import unknown
+from fsr_lab.positional import COMPARE, REPRODUCE, compare_arguments, reproduce_arguments
 from fsr_lab.printing import draw_run, is_artefact, print_artefact, print_pages, print_report, show
 from fsr_lab.session import FAILED, INTERRUPTED, Session, one_line, shows_trace
 from fsr_lab.sweep.index import is_sweep, refresh
@@ -119,6 +120,28 @@ def analyze(session: Session, cfg: DictConfig) -> None:
         print(f"analysis: {analysis.keep(*found, run)}")
     if any(run.glob("records/**/*.json")):
         tell_all(session, print_report(run))
+
+
+def export(session: Session, cfg: DictConfig) -> None:
+    """Write a finished run's network in one or several formats, and tell the hash of each."""
+    if cfg.run is None:
+        raise ValueError("expected run=DIR, a finished run of fsr train, got none")
+    from fsr_lab.export.run import network_of
+    from fsr_lab.export.writing import export as write
+
+    run = Path(cfg.run)
+    network = network_of(
+        run, checkpoint=cfg.checkpoint, average=cfg.average, name=cfg.name, licence=cfg.licence, paper=cfg.paper,
+        records=[Path(folder) for folder in listed(cfg.records)],
+    )  # fmt: skip
+    for name in listed(cfg.format):
+        done = write(network, name, Path(cfg.out or run / "export") / name)
+        print(f"{name}: {done.folder}\n  sha256 {done.sha256}")
+
+
+def listed(value: str | Sequence[str] | None) -> list[str]:
+    """Return the names that an override gives: none, one, or a list."""
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def prepare(session: Session, cfg: DictConfig) -> None:
@@ -255,11 +278,11 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "evaluate": (evaluate, "attack a trained network and print its table"),
     "doctor": (doctor, "examine a trained network for what makes robustness numbers wrong"),
     "analyze": (analyze, "look into a trained network: masks, features, attention maps"),
+    "export": (export, "write a trained network for other people's tools, and check that it loads back"),
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
 REPORT = "make the page and tables of an artefact folder, a run, a sweep, or several of them"
-COMPARE = "compare two records of the same samples: paired difference, interval, McNemar's test"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -280,10 +303,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_arguments(session, rest)
         elif verb == "compare":
             compare_arguments(rest)
+        elif verb == "reproduce":
+            session.exit_code = reproduce_arguments(rest, session.command)
         elif verb in VERBS:
             run_verb(session, verb, VERBS[verb][0], rest)
         else:
-            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare"]))
+            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare", "reproduce"]))
     except Exception as err:
         session.fail(err)
     except KeyboardInterrupt:
@@ -305,22 +330,6 @@ def report_arguments(session: Session, argv: Sequence[str]) -> None:
     report(session, [Path(place) for place in places], **options)
 
 
-def compare_arguments(argv: Sequence[str]) -> None:
-    """Parse `fsr compare RECORD RECORD [out=FOLDER]`, which needs no config."""
-    from fsr_lab.report.page import compare_places
-
-    places = [word for word in argv if not word.startswith(("-", "out="))]
-    out = next((Path(word.removeprefix("out=")) for word in argv if word.startswith("out=")), None)
-    if len(places) != 2 or any(word.startswith("-") for word in argv):
-        print(f"fsr compare RECORD RECORD [out=FOLDER]: {COMPARE}")
-        if argv and argv[0] not in ("-h", "--help"):
-            raise ValueError(f"expected two records, or folders that hold them, got {places}")
-        return
-    show(*[comparison.rich() for comparison in compare_places(Path(places[0]), Path(places[1]), out)])
-    if out is not None:
-        print(f"comparison: {out}")
-
-
 def usage() -> str:
     """Return the verbs, one line each."""
     lines = ["fsr: adversarial training with Feature Separation and Recalibration", ""]
@@ -328,6 +337,7 @@ def usage() -> str:
     lines += [
         f"  fsr {'report':<9} {REPORT}",
         f"  fsr {'compare':<9} {COMPARE}",
+        f"  fsr {'reproduce':<9} {REPRODUCE}",
         "",
         "fsr <verb> --help lists the verb's groups and options.",
     ]
