@@ -22,6 +22,11 @@ def test_an_artefact_gets_a_page_a_text_and_two_tables(fsr, artefact):
     assert made == {"manifest.yaml", "expected.json", "records", "page.html", "report.md", "table.tex", "table.csv"}
 
 
+def test_a_list_in_a_rows_name_is_printed(fsr, tmp_path):
+    text = MANIFEST.replace("name: AT,", 'name: "at [layer3,layer4]",')
+    assert "│ at [layer3,layer4] (last)" in fsr("report", made_artefact(tmp_path / "table0", text)).out
+
+
 def test_runs_may_be_laid_out_elsewhere(fsr, artefact, tmp_path):
     record = made_record(rates(66, 33), settings={})
     record.save(tmp_path / "runs" / "smoke" / "table0" / "at" / "seed=0" / "records", "last")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -111,6 +112,6 @@ def _rich(grids: Sequence[Grid]) -> Group:
                 ours = f"[bold]{cell.text()}[/bold]" if cell.is_bold else cell.text()
                 paper = "" if cell.paper is None else f"[dim]paper {cell.paper.value}[/dim]"
                 cells.append(f"{ours}\n{paper}" if paper else ours)
-            table.add_row(line.title, *cells)
+            table.add_row(escape(line.title), *cells)  # a list in it is no markup
         found.append(table)
     return Group(*found)
