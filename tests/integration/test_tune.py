@@ -67,6 +67,14 @@ def test_the_objective_is_robust_validation_accuracy(start, tmp_path):
         config = (study / row["directory"] / "config.yaml").read_text()
         assert f"tau: {row['defense.module.tau']}" in config
         assert len(row["directory"].encode()) <= 255
+    # a study mixes no trials that differ in more than what it tunes
+    process = start("hydra.sweeper.n_trials=1", "test_checkpoints=[]", "optim.lr=0.5", "trainer.max_epochs=2")
+    _, err = process.communicate()
+    assert process.returncode == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("fsr:")]
+    assert "a study of another configuration (optim.lr: 0.1 there, 0.5 here" in line
+    assert "trainer.max_epochs: 1 there, 2 here" in line
+    assert len(trials(study)) == 2
 
 
 def test_a_killed_study_is_taken_up_and_several_processes_share_it(start, tmp_path):
@@ -111,10 +119,17 @@ def test_trials_of_a_pool(start, tmp_path):
     assert len({json.loads(path.read_text())["where"][0] for path in (tmp_path / "study").glob("*/job.json")}) == 2
 
 
-def test_without_validation_there_is_nothing_to_tune(start, tmp_path):
-    process = start("dataset.val_size=0")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("dataset.val_size=0",), "dataset.val_size is 0"),
+        (("~defense.module.lambda_rec",), "defense.module.lambda_rec is to be tuned, and this configuration has none"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_any_trial(start, tmp_path, words, said):
+    process = start(*words)
     _, err = process.communicate()
     assert process.returncode == 2
     (line,) = [line for line in err.splitlines() if line.startswith("fsr:")]
-    assert "dataset.val_size is 0" in line
+    assert said in line
     assert not list((tmp_path / "study").glob("*/job.json"))

@@ -227,7 +227,7 @@ def refuse_other_config(cfg: DictConfig, run: Path) -> None:
     if not path.is_file() or not (run / "checkpoints").is_dir():
         return
     stored = OmegaConf.load(path)
-    differing = _differences(OmegaConf.to_container(stored), OmegaConf.to_container(cfg, resolve=True))
+    differing = differences(OmegaConf.to_container(stored), OmegaConf.to_container(cfg, resolve=True))
     if cfg.optim.interval == "step" and stored.trainer.max_epochs != cfg.trainer.max_epochs:
         # a schedule by steps is laid out for their number, and cannot be lengthened
         differing.append(f"trainer.max_epochs: {stored.trainer.max_epochs} there, {cfg.trainer.max_epochs} here")
@@ -239,8 +239,9 @@ def refuse_other_config(cfg: DictConfig, run: Path) -> None:
         )
 
 
-def _differences(old: Any, new: Any, path: Sequence[str] = ()) -> list[str]:
+def differences(old: Any, new: Any, path: Sequence[str] = ()) -> list[str]:
+    """Return what differs between two configs, "key: old there, new here" each, but for what may change."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [key for key in {**old, **new} if ".".join((*path, key)) not in UNCOMPARED]
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), (*path, str(key)))]
+        return [text for key in keys for text in differences(old.get(key), new.get(key), (*path, str(key)))]
     return [] if old == new else [f"{'.'.join(path)}: {old} there, {new} here"]

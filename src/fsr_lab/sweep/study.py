@@ -3,21 +3,26 @@
 import fcntl
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from fsr_lab.core.files import write_text
 from fsr_lab.sweep.index import refresh
 from fsr_lab.sweep.job import FINISHED, INTERRUPTED, QUEUED, Job
 from fsr_lab.sweep.plan import composed, unresolved
 
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-LOCK = ".study.lock"
+LOCK, STUDY = ".study.lock", "study.yaml"
+"""Files of a study's folder: what its processes hold while they live, and what all its trials have in common."""
 
 
 class Planning:
@@ -50,12 +55,13 @@ def studying(sweeper: Sweeper, cfg: DictConfig, loader: ConfigLoader) -> Iterato
     The first process of a study takes up what an earlier one left when it was killed.
 
     Raises:
-        ValueError: there is nothing that tells its trials apart.
+        ValueError: there is nothing that tells its trials apart, or the study is of another configuration.
     """
     if not OmegaConf.select(cfg, "dataset.val_size", default=1):
         raise ValueError("dataset.val_size is 0, and a trial's worth is its robust validation accuracy; hold some out")
     sweep = Path(cfg.hydra.sweep.dir)
     sweep.mkdir(parents=True, exist_ok=True)  # a study's database goes there
+    refuse_other_study(cfg, loader)
     inner: Any = getattr(sweeper, "sweeper", sweeper)  # Optuna's hides behind one that loads fast
     inner.launcher = planning = Planning(inner.launcher, cfg, loader)
     with (sweep / LOCK).open("w") as lock:
@@ -63,6 +69,44 @@ def studying(sweeper: Sweeper, cfg: DictConfig, loader: ConfigLoader) -> Iterato
             take_up(inner.storage, inner.study_name, refresh(sweep).values())
         fcntl.flock(lock, fcntl.LOCK_SH)  # as all do while they live
         yield planning.runs
+
+
+def refuse_other_study(cfg: DictConfig, loader: ConfigLoader) -> None:
+    """Keep what all trials of a study have in common, and refuse to mix in trials that have other things in common.
+
+    Raises:
+        ValueError: as said, the message names what differs; or what is tuned is not there.
+    """
+    from fsr_lab.engine.run import differences
+
+    given = OverridesParser.create(config_loader=loader).parse_overrides(unresolved(cfg.hydra.overrides.task))
+    tuned = set(cfg.hydra.sweeper.params or {})
+    tuned |= {override.get_key_element() for override in given if override.is_sweep_override()}
+    fixed = tuple(str(override.input_line) for override in given if not override.is_sweep_override())
+    _, _, common = composed(cfg, loader, fixed, 0, ())
+    here: Any = OmegaConf.to_container(common, resolve=True)
+    for key in sorted(key for key in tuned if not key.startswith("+")):
+        *parents, last = key.rpartition("@")[2].split(".")  # of a group, what it fills
+        try:
+            reduce(getitem, parents, here).pop(last)
+        except (LookupError, TypeError) as err:
+            raise ValueError(
+                f"{key} is to be tuned, and this configuration has none; give hydra.sweeper.params"
+            ) from err
+    path = Path(cfg.hydra.sweep.dir) / STUDY
+    if not path.is_file():
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(here)))
+        return
+    there: Any = OmegaConf.to_container(OmegaConf.load(path))
+    differing = differences(there, here)
+    epochs = [config["trainer"]["max_epochs"] for config in (there, here)]
+    if epochs[0] != epochs[1]:
+        differing.append(f"trainer.max_epochs: {epochs[0]} there, {epochs[1]} here")
+    if differing:
+        raise ValueError(
+            f"{path.parent} holds a study of another configuration ({', '.join(differing[:4])}); "
+            "give this one another name="
+        )
 
 
 def take_up(storage: Any, name: str, jobs: Collection[Job]) -> None:
