@@ -1,24 +1,14 @@
 """The wheel, in a clean environment, from any directory."""
 
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 from records import made_record, rates
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*command, **options):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from release_tools import ROOT, environment, run, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +26,8 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(wheel, tmp_path_factory):
-    """Return the environment's python and fsr: the wheel is installed, its dependencies are borrowed."""
-    env = tmp_path_factory.mktemp("env")
-    run(sys.executable, "-m", "venv", "--without-pip", env)
-    python = env / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel)
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # a path alone: the .pth files there, an editable fsr_lab's among them, are not read
-    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
-
-
-def surroundings():
-    return {name: value for name, value in os.environ.items() if not name.startswith(("FSR_", "PYTHONPATH"))}
+    """Return the environment's python: the wheel is installed, its dependencies are borrowed."""
+    return environment(tmp_path_factory.mktemp("env") / "env", wheel)
 
 
 def test_the_wheel_holds_the_package_every_config_and_no_test(wheel):

@@ -11,11 +11,14 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from release_tools import ROOT, environment, run, surroundings
 from tour import steps
+
+import fsr_lab
 
 pytestmark = pytest.mark.release
 
@@ -70,7 +73,7 @@ def test_neither_names_a_folder_of_this_machine(built):
 def test_the_metadata_are_whole(built):
     about = wheel_metadata(built)  # validated by their standard
     assert (about.name, about.license_expression, about.description_content_type) == ("fsr-lab", "MIT", "text/markdown")
-    assert str(about.version) == run(sys.executable, "-c", "import fsr_lab; print(fsr_lab.__version__)").strip()
+    assert str(about.version) == fsr_lab.__version__
     minors = {text.rpartition(" ")[2] for text in about.classifiers if "Python :: 3." in text}
     assert minors == {"3.11", "3.12", "3.13"}
     assert all(about.requires_python.contains(minor) for minor in minors)
@@ -80,6 +83,12 @@ def test_the_metadata_are_whole(built):
     base = {requirement.name for requirement in about.requires_dist if requirement.marker is None}
     assert base == {Requirement(text).name for text in PROJECT["dependencies"]}
     assert base.isdisjoint({"timm", "submitit", "ray", "optuna", "onnx", "safetensors"})
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"]) == (fsr_lab.__version__, PROJECT["license"])
+    assert cited["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2303.13846"
 
 
 def test_what_is_imported_is_asked_for():
