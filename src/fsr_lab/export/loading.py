@@ -1,6 +1,7 @@
 """An export, from this disk or from the Hugging Face hub, as a network again."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,7 +85,10 @@ def _program(path: Path, digest: str | None) -> nn.Module:
             f"refused to load {path} without its hash: a program of torch.export can run code when it is read; give "
             "sha256=..., as fsr export or somebody you trust tells it, or load the safetensors export"
         )
-    program: nn.Module = torch.export.load(path).module()
+    with warnings.catch_warnings():
+        # of torch 2.11 about its own reader's buffers, which nobody writes to
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        program: nn.Module = torch.export.load(path).module()
     return program
 
 
