@@ -79,7 +79,7 @@ comma := ,
 commas = $(subst $(eval ) ,$(comma),$(strip $(1)))
 train = $(BIN)/fsr train -m experiment=$(call commas,$(1)) name=$(SCALE) seed=$(SEEDS) scale=$(SCALE) launcher=$(LAUNCHER) $(ARGS)
 # one FSR row of Table 1, and what is varied of it
-ablate = $(BIN)/fsr train hparams_search=$(1)_grid experiment=table1_cifar10/resnet18_fsr_at seed=$(SEEDS) scale=$(SCALE) \
+ablate = $(BIN)/fsr train -m $(or $(2),hparams_search=$(1)_grid) experiment=table1_cifar10/resnet18_fsr_at seed=$(SEEDS) scale=$(SCALE) \
 	launcher=$(LAUNCHER) name=$(SCALE)_$(1) hydra.sweep.subdir='$${hydra:job.override_dirname}' $(ARGS)
 
 HOWS := at fsr_at trades fsr_trades mart fsr_mart
@@ -150,6 +150,7 @@ ablation-yprime: setup  ## which wrong class f- must tell
 
 ablation-map: setup  ## what takes the robustness map's place
 	$(call ablate,map)
+	$(call ablate,map,defense=fsr_wo_rec defense.module.mask=ones defense.module.wrong=none)
 
 smoke: setup  ## does training run at all? two epochs of two batches on the toy data
 	$(BIN)/fsr train dataset=toy model=tiny_cnn trainer=smoke name=smoke evaluation=quick
