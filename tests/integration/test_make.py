@@ -31,13 +31,13 @@ def rows(runs):
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
 @pytest.mark.parametrize("target", JOBS)
 def test_every_job_of_a_target_composes_and_has_a_directory_of_its_own(fsr, tmp_path, monkeypatch, target, scale):
     monkeypatch.setattr("fsr_lab.sweep.launching.launch", lambda launcher, due, sweep: None)
-    (words,) = trainings(target, scale)
-    outcome = fsr(*words)
-    assert outcome.code == 130, outcome.err  # as of a sweep that was stopped before its first job
+    for words in trainings(target, scale):
+        outcome = fsr(*words)
+        assert outcome.code == 130, outcome.err  # as of a sweep that was stopped before its first job
     planned = rows(tmp_path / "runs")
     assert [row["state"] for row in planned] == ["queued"] * JOBS[target]
     assert len({row["directory"] for row in planned}) == JOBS[target]
@@ -45,9 +45,9 @@ def test_every_job_of_a_target_composes_and_has_a_directory_of_its_own(fsr, tmp_
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_runs_from_end_to_end_on_digits(fsr, tmp_path, name):
-    (words,) = trainings(f"ablation-{name}")
-    outcome = fsr(*words)
-    assert outcome.code == 0, outcome.err
+    for words in trainings(f"ablation-{name}"):
+        outcome = fsr(*words)
+        assert outcome.code == 0, outcome.err
     finished = rows(tmp_path / "runs")
     assert [row["state"] for row in finished] == ["finished"] * ABLATIONS[name]
     assert all(0 <= float(row["test/robust_last"]) <= float(row["test/natural_last"]) <= 1 for row in finished)
