@@ -1,6 +1,7 @@
 """What all tests share: a seed before each, a batch, and networks so small that no test waits for them."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -17,6 +18,18 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_handler_is_left_behind():
+    """A later run of the process would take one for that of a program round it, which decides what becomes of it."""
+    heard = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in heard}
+    yield
+    after = {number: signal.getsignal(number) for number in heard}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsr_lab.arguments import config_folder, key_of
-from fsr_lab.core.files import write_text
+from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.suggest import unknown
 from fsr_lab.positional import COMPARE, REPRODUCE, compare_arguments, reproduce_arguments
-from fsr_lab.printing import draw_run, print_report, show
+from fsr_lab.printing import draw_run, is_artefact, print_artefact, print_pages, print_report, show
 from fsr_lab.session import FAILED, INTERRUPTED, Session, one_line, shows_trace
 from fsr_lab.sweep.index import is_sweep, refresh
 from fsr_lab.sweep.task import Verb
@@ -31,18 +32,20 @@ def train(session: Session, cfg: DictConfig) -> None:
     """Fit, attack, draw, print."""
     from fsr_lab.callback.stop import InterruptedRunError
     from fsr_lab.engine import run as engine
+    from fsr_lab.engine.lock import held
     from fsr_lab.engine.quiet import hush_lightning
 
     hush_lightning()
     run = Path(HydraConfig.get().runtime.output_dir)
     try:
-        engine.train(cfg, run, command=session.command, overrides=list(HydraConfig.get().overrides.task))
+        with held(run):
+            engine.train(cfg, run, command=session.command, overrides=list(HydraConfig.get().overrides.task))
     except InterruptedRunError as err:
         again = "the same command continues it" if session.sweep else f"continue with: fsr train resume={run}"
         raise InterruptedRunError(f"{err}; {again}") from err
     draw_run(run, title=str(cfg.label))
     if session.sweep is None and any(run.glob("records/*.json")):
-        print_report(run)
+        tell_all(session, print_report(run))
 
 
 def evaluate(session: Session, cfg: DictConfig) -> None:
@@ -50,20 +53,29 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.chosen import chosen_network
+    from fsr_lab.engine.lock import held
+    from fsr_lab.engine.tracking import opened_trackers, tell_results
 
     cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     evaluating.check_settings(cfg)
     shard = None if cfg.shard is None else evaluating.shard_of(cfg.shard)
     data = engine.opened_data(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
-    engine.write_config(cfg, run)
-    record = evaluating.evaluate_weights(cfg, weights, data, name=name, command=session.command, run=run, shard=shard)
-    if shard is not None:
-        print(f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table")
-        return
-    evaluating.check_attacked(record, cfg)
-    record.save(run / "records", "evaluation")
-    print_report(run)
+    # shards may share a directory, and keep nothing in it
+    with held(run) if shard is None else nullcontext(), opened_trackers(cfg, run, "evaluate") as trackers:
+        engine.write_config(cfg, run)
+        record = evaluating.evaluate_weights(
+            cfg, weights, data, name=name, command=session.command, run=run, shard=shard
+        )
+        if shard is not None:
+            print(
+                f"shard {cfg.shard}: {len(record)} samples; once all are done, the same without shard= gives the table"
+            )
+            return
+        evaluating.check_attacked(record, cfg)
+        record.save(run / engine.RECORDS, "evaluation")
+        tell_results(trackers, {"evaluation": record}, run / engine.RECORDS)
+    tell_all(session, print_report(run))
 
 
 def doctor(session: Session, cfg: DictConfig) -> None:
@@ -95,17 +107,19 @@ def analyze(session: Session, cfg: DictConfig) -> None:
     from fsr_lab.engine import evaluating
     from fsr_lab.engine import run as engine
     from fsr_lab.engine.chosen import chosen_network
+    from fsr_lab.engine.lock import held
 
     kind = HydraConfig.get().runtime.choices["analysis"]
     cfg, name, weights = chosen_network(cfg, list(HydraConfig.get().overrides.task))
     evaluating.check_settings(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     data = engine.opened_data(cfg)
-    engine.write_config(cfg, run)
-    found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
-    print(f"analysis: {analysis.keep(*found, run)}")
+    with held(run):
+        engine.write_config(cfg, run)
+        found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
+        print(f"analysis: {analysis.keep(*found, run)}")
     if any(run.glob("records/**/*.json")):
-        print_report(run)
+        tell_all(session, print_report(run))
 
 
 def export(session: Session, cfg: DictConfig) -> None:
@@ -185,7 +199,7 @@ def cost(session: Session, cfg: DictConfig) -> None:
     else:
         print(f"not compared with the paper: expected={cfg.expected} is not a file here", file=sys.stderr)
     if session.sweep is None:
-        print_report(folder)
+        tell_all(session, print_report(folder))
 
 
 def cost_row(model: str, defense: str, cfg: DictConfig) -> "CostRow":
@@ -222,15 +236,41 @@ def names_of(group: str, listed: Sequence[str] | None) -> list[str]:
     return sorted(known, key=lambda name: (name != "none", name))
 
 
-def report(folder: Path) -> None:
-    """Write report.md and table.csv of every record below a folder, and print the table; a sweep's jobs, too."""
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; give a run, a sweep or an artefact folder")
-    for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
-        draw_run(run, title=run.name)
-    if is_sweep(folder):
-        refresh(folder, search=True)
-    print_report(folder)
+def report(session: Session, places: Sequence[Path], *, runs: Path | None = None, out: Path | None = None) -> None:
+    """Write page, report and tables of an artefact, of a folder, or of several, and print the table.
+
+    Args:
+        session: told of what could not be read, which leaves the rest.
+        places: an artefact folder, or runs, sweeps and what holds them.
+        runs: of an artefact, the folder of runs to look into instead of what it keeps.
+        out: where to write; None is the only place.
+    """
+    for place in places:
+        if not place.is_dir():
+            raise ValueError(f"no folder {place}; give a run, a sweep or an artefact folder")
+    if out is not None:
+        check_folder("out", out)
+    if len(places) > 1 and out is None:
+        raise ValueError(f"the report of {len(places)} places needs a folder of its own; give out=FOLDER")
+    first = places[0]
+    if len(places) == 1 and is_artefact(first):
+        problems = print_artefact(first, runs=runs, out=out)
+    elif runs is not None:
+        raise ValueError(f"runs= is for an artefact folder, and {first} has no manifest.yaml with panels")
+    else:
+        for run in sorted(path.parent for place in places for path in place.glob("**/samples.npz")):
+            draw_run(run, title=run.name)
+        for place in places:
+            if is_sweep(place):
+                refresh(place, search=True)
+        problems = print_pages(first, ()) if out is None else print_pages(out, places)
+    tell_all(session, problems)
+
+
+def tell_all(session: Session, problems: Sequence[str]) -> None:
+    """Print what a report had to leave out, a line of cause and cure each, and set the exit code."""
+    for problem in problems:
+        session.tell(ValueError(problem))
 
 
 VERBS: dict[str, tuple[Verb, str]] = {
@@ -242,7 +282,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
-REPORT = "make the table and pages of a run, a sweep or an artefact folder"
+REPORT = "make the page and tables of an artefact folder, a run, a sweep, or several of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -260,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     try:
         if verb == "report":
-            report_arguments(rest)
+            report_arguments(session, rest)
         elif verb == "compare":
             compare_arguments(rest)
         elif verb == "reproduce":
@@ -278,14 +318,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return session.exit_code
 
 
-def report_arguments(argv: Sequence[str]) -> None:
-    """Parse `fsr report FOLDER`, which needs no config."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print(f"fsr report FOLDER: {REPORT}")
+def report_arguments(session: Session, argv: Sequence[str]) -> None:
+    """Parse `fsr report FOLDER... [runs=FOLDER] [out=FOLDER]`, which needs no config."""
+    options = {key: Path(text) for key, _, text in (word.partition("=") for word in argv) if key in ("runs", "out")}
+    places = [word for word in argv if not word.startswith(("-", "runs=", "out="))]
+    if not places or any(word.startswith("-") for word in argv):
+        print(f"fsr report FOLDER... [runs=FOLDER] [out=FOLDER]: {REPORT}")
         if argv and argv[0] not in ("-h", "--help"):
-            raise ValueError(f"expected one folder, got {list(argv)}")
+            raise ValueError(f"expected a folder, got {list(argv)}")
         return
-    report(Path(argv[0]))
+    report(session, [Path(place) for place in places], **options)
 
 
 def usage() -> str:

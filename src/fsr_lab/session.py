@@ -10,6 +10,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import OmegaConfBaseException
 
 from fsr_lab.arguments import config_folder
+from fsr_lab.core.files import explained
 from fsr_lab.core.suggest import unknown
 
 BUG = 1
@@ -81,6 +82,10 @@ def one_line(err: BaseException) -> str:
         return f"cannot read the override {err.override!r}: {str(err).splitlines()[0]}; quote brackets and commas"
     while isinstance(err, InstantiationException) and err.__cause__ is not None:
         err = err.__cause__
+    if isinstance(err.__cause__, OSError) and str(err).startswith("Unable to configure handler"):
+        err = err.__cause__  # Hydra opens a job's log before the job begins
+    if isinstance(err, OSError):
+        err = explained(err)
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     if isinstance(err, HydraException):
         return " ".join(lines)

@@ -45,10 +45,11 @@ ONLY_IN = {
         "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.positional", "fsr_lab.session", "fsr_lab.sweep",
         "fsr_lab.under_hydra", "fsr_lab.engine.reproducing",
         "fsr_lab.engine.build", "fsr_lab.engine.chosen", "fsr_lab.engine.run", "fsr_lab.engine.rank",
-        "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard", "fsr_lab.analysis.run",
-        "fsr_lab.export.facts", "fsr_lab.export.run",
+        "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard", "fsr_lab.engine.tracking",
+        "fsr_lab.analysis.run", "fsr_lab.export.facts", "fsr_lab.export.run",
     },
     "lightning": {"fsr_lab.dataset", "fsr_lab.modifier", "fsr_lab.callback", "fsr_lab.engine"},
+    "wandb": {"fsr_lab.engine.exhibits"},
     "torch": {
         f"fsr_lab.{name}"
         for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "export", "sweep")

@@ -153,3 +153,30 @@ def test_tables_regenerate_without_torch(loaded):
 
 def test_the_report_loads_neither_torch_nor_hydra(loaded):
     assert loaded[modules_of("report")].isdisjoint({"torch", "lightning", "hydra", "omegaconf", "wandb"})
+
+
+def pins(name):
+    """Return {package: version} of a constraints file."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {
+        package.lower().replace("_", "-"): version for package, _, version in (line.partition("==") for line in lines)
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "differing"),
+    [("tune", {"hydra-core", "omegaconf"}), ("ray", {"cloudpickle", "joblib", "python-dateutil"})],
+)
+def test_an_environment_of_its_own_differs_where_it_must(extra, differing):
+    base, own = pins("constraints.txt"), pins(f"constraints-{extra}.txt")
+    assert {name for name in base if base[name] != own.get(name)} == differing
+    for text in PROJECT["project"]["optional-dependencies"][extra]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(own[requirement.name], prereleases=True)
+
+
+def test_whatever_runs_jobs_elsewhere_is_an_extra():
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert {"joblib", "slurm", "ray", "tune"} <= set(extras)
+    base = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
+    assert base.isdisjoint({"hydra-joblib-launcher", "submitit", "ray", "optuna"})

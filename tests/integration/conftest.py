@@ -134,18 +134,20 @@ class Warm:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
         )  # fmt: skip
 
-    def run(self, *argv, env=None, stops=()):
+    def run(self, *argv, env=None, stops=(), faults=()):
         """Run a command line in a child.
 
         Args:
             argv: of `fsr`.
             env: variables of the child.
-            stops: (where, step, signal) of each signal it gets: where is "train", "validate" or "attack".
+            stops: (where, step, signal) of each signal it gets: where is "train", "validate", "attack"
+                or "rename", of a checkpoint.
+            faults: what breaks in the child, (name, arguments) of functions of faults.py.
 
         Returns:
             code (negative for a signal), out, err, and what the child reported of itself.
         """
-        request = {"argv": [str(word) for word in argv], "env": env or {}, "stops": stops}
+        request = {"argv": [str(word) for word in argv], "env": env or {}, "stops": stops, "faults": faults}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return Reply(**json.loads(self.process.stdout.readline()))

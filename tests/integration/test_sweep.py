@@ -155,6 +155,8 @@ WRONG = {
     "one directory for two": (["seed=0,1", "hydra.sweep.subdir=same"], ["2 jobs", "same", "seed"]),
     "directories by number": (["seed=0,1", "hydra.sweep.subdir=${hydra:job.num}"], ["hydra:job.num", "overrides"]),
     "an unknown launcher": (["seed=0,1", "launcher=slrm"], ["no launcher named 'slrm'", "'slurm'"]),
+    "jobs of two launchers": (["launcher=joblib_gpus", "launcher.cores=1,2"], ["launcher.cores", "one launcher"]),
+    "more GPUs than there are": (["seed=0,1", "trainer.accelerator=gpu", "trainer.devices=999"], ["asks for 999 GPUs"]),
     "an unknown grid": (["hparams_search=tau"], ["no hparams_search named 'tau'", "'tau_grid'"]),
 }  # fmt: skip
 

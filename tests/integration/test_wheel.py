@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from records import made_record, rates
 from release_tools import ROOT, environment, run, surroundings
 
 
@@ -38,6 +39,7 @@ def test_the_wheel_holds_the_package_every_config_and_no_test(wheel):
     assert {"fsr_lab/py.typed", "fsr_lab/core/doctor.md"} <= names
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"fsr_lab"}
     assert not [name for name in names if "test" in Path(name).name]
+    assert {f"fsr_lab/report/templates/{name}" for name in ("page.html.j2", "page.css", "sort.js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -59,3 +61,10 @@ def test_the_installed_wheel_trains(clean, tiny, tmp_path):
     run(clean.with_name("fsr"), "train", *tiny, *short, cwd=tmp_path, env=surroundings() | {"OMP_NUM_THREADS": "1"})
     (place,) = (tmp_path / "runs" / "wheel").iterdir()
     assert (place / "report.md").is_file()
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_makes_pages(clean, tmp_path):
+    made_record(rates(80, 40)).save(tmp_path / "records", "last")
+    run(clean.with_name("fsr"), "report", tmp_path, cwd="/", env=surroundings())
+    assert ">40.00</a>" in (tmp_path / "page.html").read_text()

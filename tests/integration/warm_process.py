@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import faults
 import lightning  # noqa: F401
 import torch  # noqa: F401
 import torchmetrics  # noqa: F401
@@ -25,8 +26,8 @@ from fsr_lab.engine.module import RobustClassifier
 def serve(folder):
     for line in sys.stdin:
         request = json.loads(line)
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            reply = answer(request, Path(place))
+        place = tempfile.mkdtemp(dir=folder)  # stays: what a killed child started still runs there
+        reply = answer(request, Path(place))
         print(json.dumps(reply), flush=True)
 
 
@@ -60,11 +61,14 @@ def become_child(request, place, ready, go):
     os.environ.update(request["env"])
     os.chdir(place)
     fsr_lab.cli.draw_run = lambda run, title: None  # pictures are test_cli's
+    for fault, *given in request["faults"]:
+        getattr(faults, fault)(*given)
     for where, step, _ in request["stops"]:
         wait_at(where, step, ready, go)
     code = 70
     try:
         code = fsr_lab.cli.main(request["argv"])
+        faults.small_files_no_more()
         (place / "modules").write_text(" ".join(sys.modules))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

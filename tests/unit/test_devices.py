@@ -106,3 +106,32 @@ def test_more_than_there_is_is_refused(monkeypatch, cfg, said):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     with pytest.raises(ValueError, match=said):
         devices.slots(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "accelerator", "wanted", "said"),
+    [
+        ({}, "gpu", 3, "a job asks for 3 GPUs, and this machine has 2; give trainer.devices"),
+        ({"gpus": None}, "gpu", 1, "computes on 1 GPUs, and its launcher gives it 0"),
+        ({"gpus": 4}, "auto", 2, "computes on 2 GPUs, and its launcher gives it 4"),
+        ({"gpus": 1}, "gpu", 2, "let trainer.devices and launcher.gpus agree"),
+    ],
+)
+def test_a_launcher_that_gives_other_gpus_than_a_job_computes_on_is_refused(
+    monkeypatch, options, accelerator, wanted, said
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    trainer = {"accelerator": accelerator, "devices": wanted}
+    with pytest.raises(ValueError, match=said):
+        devices.check_gpus(OmegaConf.create({"launcher": options, "trainer": trainer}))
+
+
+@pytest.mark.parametrize(
+    ("options", "accelerator", "wanted"),
+    [({}, "gpu", 2), ({"gpus": 0.5}, "gpu", 1), ({"gpus": None}, "auto", 2), ({"gpus": 2}, "cpu", 1)],
+)
+def test_a_launcher_that_gives_what_a_job_computes_on_is_not(monkeypatch, options, accelerator, wanted):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    trainer = {"accelerator": accelerator, "devices": wanted}
+    devices.check_gpus(OmegaConf.create({"launcher": options, "trainer": trainer}))
+    devices.check_gpus(OmegaConf.create({"launcher": options}))  # of a verb that trains nothing

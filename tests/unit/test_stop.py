@@ -14,7 +14,7 @@ class Standing(SimpleNamespace):
     """A trainer after a step, which counts what it is told to save."""
 
     def __init__(self, step=3, **others):
-        super().__init__(global_step=step, world_size=1, is_last_batch=False, saved=[], **others)
+        super().__init__(**{"global_step": step, "world_size": 1, "is_last_batch": False, "saved": []} | others)
 
     def save_checkpoint(self, path):
         self.saved.append((self.global_step, path.name))
@@ -57,19 +57,37 @@ def test_a_program_round_the_training_decides_once_the_checkpoint_is_written(han
     begin(stop, trainer)
     for step in (4, 5):
         trainer.global_step = step
-        os.kill(os.getpid(), signal.SIGUSR2)
+        for _ in range(2):  # batch systems repeat themselves
+            os.kill(os.getpid(), signal.SIGUSR2)
         after_a_step(stop, trainer)  # the program returns: training goes on, and listens again
     assert told == [(signal.SIGUSR2, [(4, "last.ckpt")]), (signal.SIGUSR2, [(4, "last.ckpt"), (5, "last.ckpt")])]
 
     def queued_again(number, frame):
         raise SystemExit(3)
 
-    stop.on_fit_end(trainer, None)
+    stop.on_train_end(trainer, None)
     signal.signal(signal.SIGUSR2, queued_again)
     begin(stop, trainer)
     os.kill(os.getpid(), signal.SIGUSR2)
     with pytest.raises(SystemExit):
         after_a_step(stop, trainer)
+
+
+def test_a_rank_saves_however_often_it_is_told_and_when_another_one_is(handlers):
+    told, other = StopCleanly("last.ckpt"), StopCleanly("last.ckpt")
+    trainer = Standing(strategy=SimpleNamespace(reduce_boolean_decision=lambda asked, all: asked), world_size=2)
+    begin(told, trainer)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+    with pytest.raises(InterruptedRunError, match="SIGTERM at step 3"):
+        after_a_step(told, trainer)
+    told.on_exception(trainer, None, InterruptedRunError())
+    os.kill(os.getpid(), signal.SIGTERM)  # torchrun's own, which the batch system forestalled
+    trainer.strategy.reduce_boolean_decision = lambda asked, all: True
+    other.on_fit_start(trainer, None)
+    with pytest.raises(InterruptedRunError, match="another rank was stopped at step 3"):
+        after_a_step(other, trainer)
+    assert trainer.saved == [(3, "last.ckpt")] * 2
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"steps": -1}, {"minutes": 0}])

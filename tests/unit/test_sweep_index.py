@@ -86,7 +86,7 @@ def test_a_running_job_is_told_from_a_killed_one(running):
     refresh(sweep, [run])
     assert [row["state"] for row in rows(sweep)] == ["running"]
     assert is_held(run)
-    with pytest.raises(RuntimeError, match=f"pid {process.pid} on "), held(run):
+    with pytest.raises(RuntimeError, match=f"in use by process {process.pid} on "), held(run):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -131,19 +131,20 @@ def test_a_deleted_job_leaves_the_index(tmp_path):
 
 
 def test_names_are_whole_unique_and_fit_for_a_file_system():
-    assert job_name("defense=none,seed=0", ["seed=0", "defense=none"], ["seed"]) == "defense=none,seed=0"
-    assert job_name("threat.eps=4/255", ["threat.eps=4/255"], []) == "threat.eps=4_255"
-    assert job_name("", [], []) == "defaults"
+    assert job_name(["seed=0", "defense=none"], ["seed"], []) == "defense=none,seed=0"
+    assert job_name(["threat.eps=4/255"], [], []) == "threat.eps=4_255"
+    assert job_name([], [], []) == job_name(["name=x"], [], ["name"]) == "defaults"
     # what is swept is named, even where names are spared it
-    assert job_name("seed=0", ["experiment=a/b", "seed=0"], ["experiment"]) == "experiment=a_b,seed=0"
-    assert job_name("seed=0", ["experiment=a/b", "seed=0"], ["seed"]) == "seed=0"
-    long = ",".join(f"a.very.long.key.of.a.config.{number}=ä" for number in range(30))
-    names = [job_name(f"{long},seed={seed}", [], []) for seed in range(100)]
+    assert job_name(["seed=0", "experiment=a/b"], ["experiment"], ["experiment"]) == "experiment=a_b,seed=0"
+    assert job_name(["seed=0", "experiment=a/b"], ["seed"], ["experiment"]) == "seed=0"
+    where = ["launcher=slurm", "launcher.cpus=4", "+logger.wandb.tags=[a]", "launcherx=1"]
+    assert job_name(where, [], ["launcher", "logger"]) == "launcherx=1"
+    long = [f"a.very.long.key.of.a.config.{number}=ä" for number in range(30)]
+    names = [job_name([*long, f"seed={seed}"], [], []) for seed in range(100)]
     assert len(set(names)) == 100
     assert {len(name.encode()) <= LONGEST_NAME for name in names} == {True}
-    assert names == [job_name(f"{long},seed={seed}", [], []) for seed in range(100)]
-    exact = "x" * LONGEST_NAME
-    assert job_name(exact, [], []) == exact
+    assert names == [job_name([*long, f"seed={seed}"], [], []) for seed in range(100)]
+    assert job_name(["x" * LONGEST_NAME], [], []) == "x" * LONGEST_NAME
 
 
 def test_the_last_lines_of_a_log_are_those_with_something_in_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,10 +21,11 @@ class StopCleanly(Callback):
     """Saves between two steps, never inside one, when the process is asked to stop.
 
     Asked during an epoch's last step or its validation, it lets the epoch end first, so that the resumed run has
-    seen every validation. With several ranks all stop when one is asked.
+    seen every validation. With several ranks all stop when one is asked, and a second signal changes nothing: torchrun
+    and batch systems send each rank several.
 
     A handler that a program round the training had set, as submitit does to queue a job again, is called once the
-    checkpoint is written, and decides: where it returns, training goes on.
+    checkpoint is written, and decides: where it returns, training goes on. A second signal changes nothing there.
 
     Args:
         path: the checkpoint to write.
@@ -31,11 +33,13 @@ class StopCleanly(Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._asked: signal.Signals | None = None
+        self._asked: list[signal.Signals] = []
         self._previous: dict[signal.Signals, Any] = {}
         self._round: dict[signal.Signals, Any] = {}
+        self._is_one_of_several = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_one_of_several = trainer.world_size > 1
         self._round = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,11 +55,12 @@ class StopCleanly(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_asked(trainer)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._release()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._release()  # on_fit_end would be after Lightning has given its own handlers back
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
+        if not self._is_one_of_several:  # a rank ends by it, and is to end in peace
+            self._release()
 
     def _listen(self) -> None:
         try:
@@ -64,25 +69,34 @@ class StopCleanly(Callback):
             self._previous = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = signal.Signals(number)
-        self._release()
-        print(f"{self._asked.name}: stopping after this step", file=sys.stderr, flush=True)
+        if number in self._asked:
+            return
+        asked = signal.Signals(number)
+        self._asked.append(asked)
+        if not self._is_one_of_several and self._who_decides(asked) is None:
+            self._release()  # a second one stops at once
+        print(f"{asked.name}: stopping after this step", file=sys.stderr, flush=True)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        asked = self._asked is not None
+        asked = bool(self._asked)
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
             return
         trainer.save_checkpoint(self.path)
-        number, self._asked = self._asked, None
-        decides = None if number is None else self._round[number]
-        if callable(decides) and decides is not signal.default_int_handler:
-            decides(number, None)
-            self._listen()
+        deciders = {number: handler for number in self._asked if (handler := self._who_decides(number)) is not None}
+        if self._asked and len(deciders) == len(self._asked):
+            self._asked = []
+            for number, decides in deciders.items():
+                decides(number, None)
             return
-        name = "another rank was stopped" if number is None else number.name
+        name = self._asked[0].name if self._asked else "another rank was stopped"
         raise InterruptedRunError(f"{name} at step {trainer.global_step}: the checkpoint is whole")
+
+    def _who_decides(self, number: signal.Signals) -> Callable[[int, FrameType | None], object] | None:
+        """Return the handler that a program round the training had set, if one had."""
+        handler = self._round[number]
+        return handler if callable(handler) and handler is not signal.default_int_handler else None
 
     def _release(self) -> None:
         while self._previous:

@@ -3,9 +3,22 @@
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+CAUSES = {
+    errno.ENOSPC: "no space left on the disk of {place}: free some and run again",
+    errno.EDQUOT: "the disk quota for {place} is used up: free some and run again",
+    errno.EFBIG: "a file in {place} would be larger than is allowed here: raise the limit (ulimit -f) and run again",
+    errno.EACCES: "{place} cannot be written (permission denied): {elsewhere}",
+    errno.EPERM: "{place} cannot be written (not permitted): {elsewhere}",
+    errno.EROFS: "{place} cannot be written (a read-only file system): {elsewhere}",
+    errno.ENOTDIR: "{place} cannot be written (a file stands where a folder should): {elsewhere}",
+}
+"""What a disk may refuse, with the cure."""
+ELSEWHERE = "make it writable, or give another place, paths.runs=DIR or paths.data=DIR"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -19,22 +32,54 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: the disk is full or the folder cannot be written; what stood at `path` before still stands.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with disk_errors_explained(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # where nothing can be written, nothing can be removed
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors_explained(place: Path) -> Iterator[None]:
+    """Give a disk's refusal of a block one line of cause and cure; errors that tell more than that pass as they are.
+
+    Args:
+        place: the folder to name where the error names no file.
+
+    Raises:
+        OSError: as said, with the number it had.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        yield
     except (OSError, RuntimeError) as err:
         # torch.save hides a full disk behind a RuntimeError of its own writer
         cause = err if isinstance(err, OSError) else err.__context__
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            text = f"no space left on the disk of {path.parent}: free some and run again"
-            raise OSError(errno.ENOSPC, text) from err
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        if not isinstance(cause, OSError) or cause.errno is None or (told := explained(cause, place)) is cause:
+            raise
+        raise told from err
+
+
+def explained(err: OSError, place: Path | None = None) -> OSError:
+    """Return a disk's refusal with its place, its cause and its cure; any other error as it is."""
+    if err.errno not in CAUSES or err.strerror != os.strerror(err.errno):
+        return err  # nothing about the disk, or told by us already
+    where = Path(os.fsdecode(err.filename)).parent if isinstance(err.filename, (str, bytes)) else place
+    if where is None:
+        return err
+    text = CAUSES[err.errno].format(place=where, elsewhere=ELSEWHERE)
+    return OSError(err.errno, text)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left below a folder in which nobody else works now."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def check_folder(name: str, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -123,8 +123,25 @@ def full_label(cfg: DictConfig) -> str:
     return "+".join([label, *(name for name in acting if name not in label)])
 
 
-def build_trainer(cfg: DictConfig) -> Trainer:
-    """Build Lightning's Trainer with the configured callbacks and loggers."""
+def tracker_nodes(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Return the plain configs of all loggers but the CSV's, by name: those that `tracking` puts behind a thread."""
+    nodes = cast(dict[str, Any], OmegaConf.to_container(cfg.get("logger") or OmegaConf.create(), resolve=True))
+    return {name: node for name, node in nodes.items() if node and not _is_csv(node)}
+
+
+def build_logger(node: Mapping[str, Any]) -> Logger:
+    """Build a logger from its plain config."""
+    return cast(Logger, instantiate(node, _convert_="all"))
+
+
+def build_trainer(cfg: DictConfig, trackers: Sequence[Logger] = (), watch: Sequence[Callback] = ()) -> Trainer:
+    """Build Lightning's Trainer with the configured callbacks and CSV.
+
+    Args:
+        cfg: the run's.
+        trackers: loggers beside the CSV.
+        watch: callbacks beside the configured ones.
+    """
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"expected trainer.max_epochs of at least 1, got {cfg.trainer.max_epochs}")
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
@@ -135,7 +152,9 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     # averages first: they must have seen a step before a callback saves it
     callbacks = [modifier for modifier in build_modifiers(cfg) if isinstance(modifier, Callback)]
     callbacks += [cast(Callback, instantiate(node)) for node in (cfg.callback or {}).values() if node]
-    loggers = [cast(Logger, instantiate(node)) for node in (cfg.logger or {}).values() if node]
+    callbacks += watch
+    loggers = [build_logger(node) for node in (cfg.logger or {}).values() if node and _is_csv(node)]
+    loggers += trackers
     # an empty validation loader would be a warning at every run without a held-out split
     given: dict[str, Any] = {} if cfg.dataset.val_size else {"limit_val_batches": 0}
     if cfg.trainer.get("profiler") == "steps":
@@ -324,6 +343,11 @@ def defense_sites(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, 
         str(point) if ":" in str(point) else f"{point}{place}": node["module"] | (extra or {})
         for point, extra in at.items()
     }
+
+
+def _is_csv(node: Mapping[str, Any]) -> bool:
+    """Tell whether a logger writes the run directory's own metrics: these are written at once, and missed if not."""
+    return str(node.get("_target_", "")).endswith(".CSVLogger")
 
 
 def _without(node: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:

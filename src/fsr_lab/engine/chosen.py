@@ -55,5 +55,7 @@ def with_run(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Pat
         # the data may have moved since, with paths.data
         cfg.dataset.folder = str(Path(cfg.paths.data) / folder.relative_to(stored.paths.data))
     cfg.label = cfg.label or stored.label
+    if "name" in cfg and "name" not in groups:
+        cfg.name = stored.get("name", cfg.name)  # trackers group an evaluation with the sweep of its run
     merged = cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(values)))
     return merged, checkpoints.checkpoint_path(run, cfg.checkpoint)

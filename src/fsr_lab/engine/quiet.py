@@ -15,3 +15,4 @@ def hush_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")  # that is what resuming is
     warnings.filterwarnings("ignore", message="The number of training batches")  # epochs are logged all the same
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # ranks are started by torchrun

@@ -13,6 +13,7 @@ from fsr_lab.engine.checkpoints import CONFIG
 from fsr_lab.engine.launch import INTERRUPTED
 from fsr_lab.engine.quiet import hush_lightning
 from fsr_lab.engine.run import fit, opened_data
+from fsr_lab.engine.tracking import opened_trackers
 
 
 def main(run: Path) -> int:
@@ -21,7 +22,8 @@ def main(run: Path) -> int:
     cfg = cast(DictConfig, OmegaConf.load(run / CONFIG))
     is_first = os.environ.get("RANK") == "0"
     try:
-        fit(cfg, run, opened_data(cfg))
+        with opened_trackers(cfg, run, "train") as trackers:
+            fit(cfg, run, opened_data(cfg), trackers)
     except InterruptedRunError as err:
         if is_first:
             write_text(run / INTERRUPTED, str(err))

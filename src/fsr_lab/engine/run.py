@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.crafting import judging
-from fsr_lab.core.files import write_atomically, write_text
+from fsr_lab.core.files import disk_errors_explained, remove_leftovers, write_atomically, write_text
 from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.core.suggest import unknown
@@ -25,12 +24,16 @@ from fsr_lab.engine.checkpoints import CONFIG, ONLINE, WHICH, checkpoint_path, k
 from fsr_lab.engine.evaluating import check_settings, evaluate_weights
 from fsr_lab.engine.launch import fit_in_ranks, ranks_wanted
 from fsr_lab.engine.profile import StepProfiler
+from fsr_lab.engine.tracker import Tracker
+from fsr_lab.engine.tracking import opened_trackers, tell_results, tell_samples
+from fsr_lab.engine.wandb_settings import RUN_ID
+from fsr_lab.engine.watch import Watch
 
-STATUS, SAMPLES = "status.json", "samples.npz"
+STATUS, SAMPLES, RECORDS = "status.json", "samples.npz", "records"
 UNCOMPARED = (
     "callback", "chunk", "claim", "compile", "dataset.folder", "dataset.source", "early_exit", "evaluation",
     "keep_images", "label", "launcher", "ledger", "logger", "model.functional", "paths", "resume", "retry",
-    "test_checkpoints", "test_samples", "trainer",
+    "test_checkpoints", "test_samples", "trackers", "trainer",
 )  # fmt: skip
 """Parts of a config that may change when a run is continued."""
 
@@ -67,22 +70,25 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
         build.build_trainer(cfg)
     if fresh:
         _clear(run)
-    for half in run.glob("checkpoints/.*.tmp"):  # what a process was killed over
-        half.unlink()
+    remove_leftovers(run)
     write_config(cfg, run)
     write_text(run / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     about = Provenance.collect(command=command, seed=cfg.seed, hashes={"data": data.data_hash})
     number = len(list(run.glob("provenance*.json")))  # a continued run keeps word of where it began
     write_text(run / f"provenance{number or ''}.json", json.dumps(about.as_dict(), indent=1) + "\n")
     _mark(run, "running", cfg)
-    if ranks_wanted(cfg) > 1:
-        fit_in_ranks(run, ranks_wanted(cfg))
-    else:
-        fit(cfg, run, data)
-    records = _test(cfg, run, data, command)
-    _keep_samples(cfg, run, data)
-    _mark(run, "finished", cfg)
-    return records
+    with opened_trackers(cfg, run, "train") as trackers:
+        if ranks_wanted(cfg) > 1:
+            fit_in_ranks(run, ranks_wanted(cfg))
+        else:
+            fit(cfg, run, data, trackers)
+        records = _test(cfg, run, data, command)
+        if records:
+            _keep_samples(cfg, run, data)
+        _mark(run, "finished", cfg)
+        tell_results(trackers, records, run / RECORDS)
+        tell_samples(trackers, run / SAMPLES)
+    return list(records.values())
 
 
 def write_config(cfg: DictConfig, run: Path) -> None:
@@ -90,20 +96,22 @@ def write_config(cfg: DictConfig, run: Path) -> None:
     write_text(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))))
 
 
-def fit(cfg: DictConfig, run: Path, data: ImageDataModule) -> None:
-    """Train in this process, from the run's last checkpoint if there is one."""
+def fit(cfg: DictConfig, run: Path, data: ImageDataModule, trackers: Sequence[Tracker] = ()) -> None:
+    """Train in this process, from the run's last checkpoint if there is one, telling trackers how it goes."""
     last = run / "checkpoints" / "last.ckpt"
     module = build.build_module(cfg, build.build_model(cfg))
-    trainer = build.build_trainer(cfg)
+    watch = [Watch(trackers, cfg.trackers.mask_images)] if trackers else []
+    trainer = build.build_trainer(cfg, trackers, watch)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        with disk_errors_explained(run):
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         module.stop_if_diverged()
         if isinstance(trainer.profiler, StepProfiler):  # type: ignore[attr-defined]
             print(trainer.profiler.summary(), flush=True)  # type: ignore[attr-defined]
     except SystemExit as err:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from err
     finally:
-        _finish_trackers(trainer)
+        gc.collect()  # a module and its trainer refer to each other; a sweep would otherwise hold several networks
 
 
 def opened_data(cfg: DictConfig) -> ImageDataModule:
@@ -130,10 +138,10 @@ def read_status(run: Path) -> Mapping[str, Any]:
 
 def load_records(folder: Path) -> list[EvaluationRecord]:
     """Read every record of a run directory."""
-    return [EvaluationRecord.load(path) for path in sorted((folder / "records").glob("*.json"))]
+    return [EvaluationRecord.load(path) for path in sorted((folder / RECORDS).glob("*.json"))]
 
 
-def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> list[EvaluationRecord]:
+def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> dict[str, EvaluationRecord]:
     """Attack the kept checkpoints, averages and online weights; one that is the same as another shares its ledger."""
     records: dict[str, EvaluationRecord] = {}
     for path, words in _kept_networks(cfg, run):
@@ -141,14 +149,14 @@ def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> li
         name = f"{cfg.label} ({', '.join(words)})"
         print(f"attacking {name}, {build.build_threat(cfg)}", file=sys.stderr, flush=True)
         record = evaluate_weights(cfg, (path, average), data, name=name, command=command, run=run)
-        record.save(run / "records", "_".join(words))
+        record.save(run / RECORDS, "_".join(words))
         records["_".join(words)] = record
-    return list(records.values())
+    return records
 
 
 def _kept_networks(cfg: DictConfig, run: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield the checkpoints to attack, each with what names its network: ["last"], or ["last", "ema"] of an average."""
-    for which in cfg.test_checkpoints:
+    for which in () if cfg.trainer.fast_dev_run else cfg.test_checkpoints:
         if which == "best" and not (run / "checkpoints" / "best.ckpt").is_file():
             continue  # no validation chose one
         path = checkpoint_path(run, which)
@@ -179,10 +187,11 @@ def _keep_samples(cfg: DictConfig, run: Path, data: ImageDataModule, count: int 
 
 def _clear(run: Path) -> None:
     """Remove what an earlier run left, because resume=never asked for it."""
-    for folder in ("checkpoints", "metrics", "records", "tensorboard"):
+    for folder in ("checkpoints", "metrics", RECORDS, "tensorboard"):
         if (run / folder).is_dir():
             shutil.rmtree(run / folder)
-    for name in (SAMPLES, STATUS, "curves.png", "samples.png", "report.md", "table.csv"):
+    reports = ("page.html", "report.md", "table.csv", "table.json", "table.tex")
+    for name in (SAMPLES, STATUS, RUN_ID, "curves.png", "samples.png", *reports):
         (run / name).unlink(missing_ok=True)
     for path in run.glob("provenance*.json"):
         path.unlink()
@@ -196,7 +205,8 @@ def _status(state: str, cfg: DictConfig) -> dict[str, Any]:
     """Return what the run says of itself: how far it was to train, and how it was to be attacked."""
     tested = {key: cfg[key] for key in ("evaluation", "early_exit", "test_checkpoints", "test_samples", "chunk")}
     plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tested), resolve=False))
-    return {"state": state, "max_epochs": cfg.trainer.max_epochs, "tested": plain}
+    status = {"state": state, "max_epochs": cfg.trainer.max_epochs, "tested": plain}
+    return status | ({"fast_dev_run": cfg.trainer.fast_dev_run} if cfg.trainer.fast_dev_run else {})
 
 
 def _check(cfg: DictConfig) -> None:
@@ -205,13 +215,6 @@ def _check(cfg: DictConfig) -> None:
     for which in cfg.test_checkpoints:
         if which not in WHICH:
             raise ValueError(unknown("checkpoint", which, WHICH))
-
-
-def _finish_trackers(trainer: Trainer) -> None:
-    """Close W&B if it was used, so that the next job of a multirun is a run of its own."""
-    if "wandb" in sys.modules and any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
-        sys.modules["wandb"].finish()
-    gc.collect()  # a module and its trainer refer to each other; a sweep would otherwise hold several networks
 
 
 def refuse_other_config(cfg: DictConfig, run: Path) -> None:
@@ -224,7 +227,7 @@ def refuse_other_config(cfg: DictConfig, run: Path) -> None:
     if not path.is_file() or not (run / "checkpoints").is_dir():
         return
     stored = OmegaConf.load(path)
-    differing = _differences(OmegaConf.to_container(stored), OmegaConf.to_container(cfg, resolve=True))
+    differing = differences(OmegaConf.to_container(stored), OmegaConf.to_container(cfg, resolve=True))
     if cfg.optim.interval == "step" and stored.trainer.max_epochs != cfg.trainer.max_epochs:
         # a schedule by steps is laid out for their number, and cannot be lengthened
         differing.append(f"trainer.max_epochs: {stored.trainer.max_epochs} there, {cfg.trainer.max_epochs} here")
@@ -236,8 +239,9 @@ def refuse_other_config(cfg: DictConfig, run: Path) -> None:
         )
 
 
-def _differences(old: Any, new: Any, path: Sequence[str] = ()) -> list[str]:
+def differences(old: Any, new: Any, path: Sequence[str] = ()) -> list[str]:
+    """Return what differs between two configs, "key: old there, new here" each, but for what may change."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [key for key in {**old, **new} if ".".join((*path, key)) not in UNCOMPARED]
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), (*path, str(key)))]
+        return [text for key in keys for text in differences(old.get(key), new.get(key), (*path, str(key)))]
     return [] if old == new else [f"{'.'.join(path)}: {old} there, {new} here"]

@@ -1,5 +1,6 @@
 """Which processor a job of this machine's worker processes computes on: GPUs of its own, or a few threads."""
 
+import math
 import os
 import sys
 import tempfile
@@ -9,24 +10,29 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+GPU = ("gpu", "cuda")
+"""What Lightning calls an accelerator that must be there, unlike auto."""
 
 _LEASED: list[FileLock] = []
 """What this process holds until it dies: a worker's CUDA cannot move to another GPU once it has started."""
 
 
 def settle(cfg: DictConfig) -> None:
-    """Give this process what a job's `launcher.gpus` or `launcher.cores` says, before anything computes.
+    """Give this process what a job's launcher says, before anything computes: GPUs of its own, or its threads.
+
+    Slurm and Ray give a job its GPUs themselves.
 
     Raises:
         ValueError: more GPUs are asked for than there are.
     """
     options = cfg.get("launcher") or {}
-    if "cores" not in options:
-        return  # another launcher's matter
-    devices = visible_gpus() if wants_gpu(cfg) else ()
+    threads = options.get("cores", options.get("cpus"))
+    if threads is None:
+        return  # in the process of the sweep
+    devices = visible_gpus() if "cores" in options and wants_gpu(cfg) else ()
     if devices and not _LEASED:
         mine = lease(devices, options["gpus"], lease_folder())
         os.environ[VISIBLE] = ",".join(mine)
@@ -34,7 +40,29 @@ def settle(cfg: DictConfig) -> None:
     elif not devices:
         import torch
 
-        torch.set_num_threads(options["cores"])
+        torch.set_num_threads(threads)
+
+
+def check_gpus(cfg: DictConfig) -> None:
+    """Refuse a job that is to compute on other GPUs than its launcher gives it, or this machine has.
+
+    Raises:
+        ValueError: as said.
+    """
+    devices, accelerator = (OmegaConf.select(cfg, f"trainer.{key}") for key in ("devices", "accelerator"))
+    if not isinstance(devices, int) or accelerator == "cpu":
+        return
+    options = cfg.get("launcher") or {}
+    if "gpus" not in options:  # in the process of the sweep
+        if accelerator in GPU and devices > (there := len(visible_gpus())):
+            raise ValueError(f"a job asks for {devices} GPUs, and this machine has {there}; give trainer.devices")
+        return
+    given = math.ceil(options["gpus"] or 0)  # Ray gives parts of one, too
+    if given > devices or (given < devices and accelerator in GPU):
+        raise ValueError(
+            f"a job computes on {devices} GPUs, and its launcher gives it {given}; "
+            "let trainer.devices and launcher.gpus agree"
+        )
 
 
 def slots(cfg: DictConfig) -> int:
@@ -57,7 +85,7 @@ def slots(cfg: DictConfig) -> int:
 def wants_gpu(cfg: DictConfig) -> bool:
     """Tell whether a job computes on GPUs: where its trainer says so, or leaves it open and there are some."""
     accelerator = cfg.trainer.get("accelerator", "auto")
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and bool(visible_gpus()))
+    return accelerator in GPU or (accelerator == "auto" and bool(visible_gpus()))
 
 
 def visible_gpus() -> tuple[str, ...]:

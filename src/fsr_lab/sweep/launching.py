@@ -15,11 +15,13 @@ from omegaconf import DictConfig
 from fsr_lab.printing import print_report
 from fsr_lab.session import BAD_INPUT, INTERRUPTED, Session, one_line
 from fsr_lab.sweep import job as states
-from fsr_lab.sweep.devices import slots
+from fsr_lab.sweep import ray_cluster, slurm
+from fsr_lab.sweep.devices import check_gpus, slots
 from fsr_lab.sweep.index import current, refresh
 from fsr_lab.sweep.job import last_lines
 from fsr_lab.sweep.plan import Planned, plan, unresolved
 from fsr_lab.sweep.stop import stopping
+from fsr_lab.sweep.study import studying
 from fsr_lab.sweep.task import Task, Verb
 
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -47,24 +49,31 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
     task = Task(work, session.command)
     sweep, runs = Path(cfg.hydra.sweep.dir).absolute(), None
+    if cfg.hydra.launcher._target_ == slurm.TARGET:
+        slurm.check_slurm(cfg)
     if cfg.hydra.sweeper._target_ == GRID:
         jobs = _planned(verb, cfg, hydra)
         runs = [job.run for job in jobs]
+    else:
+        _room(cfg, is_pool=cfg.hydra.launcher._target_ == POOL)
+    if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
+        ray_cluster.join(cfg)
     session.sweep = sweep
     try:
         with _stoppable(cfg, sweep):
             if runs is None:
                 sweeper = Plugins.instance().instantiate_sweeper(config=cfg, hydra_context=context, task_function=task)
-                sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
+                with studying(sweeper, cfg, hydra.config_loader) as runs:
+                    sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
             elif due := [job for job in jobs if job.is_due]:
-                launch(
-                    Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task), due
-                )
+                launch(_launcher(cfg, context, task), due, sweep)
     finally:
+        if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
+            ray_cluster.leave()
         conclude(session, sweep, runs)
 
 
-def launch(launcher: Launcher, due: Sequence[Planned]) -> None:
+def launch(launcher: Launcher, due: Sequence[Planned], sweep: Path) -> None:
     """Run jobs, and once more those that a worker's death took with it; who dies twice has failed.
 
     Raises:
@@ -79,6 +88,10 @@ def launch(launcher: Launcher, due: Sequence[Planned]) -> None:
             lost = [run for run, job in seen.items() if job is not None and job.state == states.INTERRUPTED]
             if not lost:
                 raise
+            if type(launcher).__name__ == "SlurmLauncher":  # the others are in Slurm's hands, and go on
+                print(f"fsr: a job was lost ({one_line(err)})", file=sys.stderr, flush=True)
+                slurm.wait_for_array(sweep)
+                return
             print(f"fsr: a worker process was lost ({one_line(err)})", file=sys.stderr, flush=True)
             for run in lost:
                 job = seen[run]
@@ -94,11 +107,12 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
     Args:
         session: whose exit code it is.
         sweep: the folder.
-        runs: the jobs that were asked for; None is all there are.
+        runs: the jobs that were asked for; None is that it did not come to any.
     """
     jobs = refresh(sweep)
-    print_report(sweep)
-    mine = {run: job for run, job in jobs.items() if runs is None or run in runs}
+    for problem in print_report(sweep):
+        session.tell(ValueError(problem))
+    mine = {run: job for run, job in jobs.items() if run in (runs or ())}
     for job in mine.values():
         session.exit_code = max(session.exit_code, job.code)
         if job.state in (states.QUEUED, states.INTERRUPTED):
@@ -114,17 +128,37 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
 
 def _planned(verb: str, cfg: DictConfig, hydra: Hydra) -> list[Planned]:
     """Return the plan, and let a pool of processes be as large as the machine has room for jobs."""
-    is_pool = cfg.hydra.launcher._target_ == POOL
     room: list[int] = []
-    jobs = plan(verb, cfg, hydra.config_loader, lambda job: room.append(slots(job)) if is_pool else None)
+    is_pool = cfg.hydra.launcher._target_ == POOL
+    jobs = plan(verb, cfg, hydra.config_loader, lambda job: room.append(_room(job, is_pool=is_pool)))
     if is_pool and cfg.hydra.launcher.n_jobs == -1:
         cfg.hydra.launcher.n_jobs = max(1, min(*room, sum(job.is_due for job in jobs)))
     return jobs
 
 
+def _room(job: DictConfig, *, is_pool: bool) -> int:
+    """Return how many such jobs this machine's pool has room for; 1 without one.
+
+    Raises:
+        ValueError: for none, or the GPUs that it asks for are not there.
+    """
+    room = slots(job) if is_pool else 1
+    check_gpus(job)
+    return room
+
+
+def _launcher(cfg: DictConfig, context: HydraContext, task: Task) -> Launcher:
+    return Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task)
+
+
 def _stoppable(cfg: DictConfig, sweep: Path) -> AbstractContextManager[None]:
-    """Return what stops the jobs of a pool when the sweep is stopped; elsewhere a stop comes to the jobs themselves."""
-    return stopping(sweep) if cfg.hydra.launcher._target_ == POOL else nullcontext()
+    """Return what stops jobs in other processes when the sweep is stopped; in this one a stop comes to them itself."""
+    target = cfg.hydra.launcher._target_
+    if target == slurm.TARGET:
+        return slurm.leaving_jobs(sweep)
+    if target not in (POOL, ray_cluster.TARGET):
+        return nullcontext()
+    return stopping(sweep, hear_ctrl_c=target == POOL)  # Ray's processes are not of this terminal
 
 
 def _is_left(run: Path) -> bool:

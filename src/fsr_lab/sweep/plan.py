@@ -48,9 +48,12 @@ def plan(verb: str, cfg: DictConfig, loader: ConfigLoader, examine: Callable[[Di
     """
     jobs = combinations(cfg, loader)
     swept = [key for key, values in zip(*_values(jobs), strict=True) if len(values) > 1]
+    for key in swept:
+        if key == "launcher" or key.startswith(("launcher.", "hydra.launcher")):
+            raise ValueError(f"jobs differ in {key}, and a sweep has one launcher; quote a value that has commas")
     planned = []
     for number, words in enumerate(jobs):
-        run, words, job_cfg = _composed(cfg, loader, words, number, swept)
+        run, words, job_cfg = composed(cfg, loader, words, number, swept)
         examine(job_cfg)
         planned.append(Planned(run, words, is_due(verb, job_cfg, run)))  # without its config: there may be thousands
     for run, count in Counter(job.run for job in planned).items():
@@ -115,10 +118,14 @@ def is_due(verb: str, cfg: DictConfig, run: Path) -> bool:
     return job is None or job.state in (QUEUED, INTERRUPTED) or not (job.state == FINISHED and is_finished(cfg, run))
 
 
-def _composed(
+def composed(
     cfg: DictConfig, loader: ConfigLoader, words: tuple[str, ...], number: int, swept: Sequence[str]
 ) -> tuple[Path, tuple[str, ...], DictConfig]:
-    """Return a job's directory, its overrides with a name for that where it needs one, and its config."""
+    """Return a job's directory, its overrides with a name for that where it needs one, and its config.
+
+    Raises:
+        ValueError: it is named by its number.
+    """
     job_cfg = loader.load_sweep_config(cfg, list(words))
     with open_dict(job_cfg):
         job_cfg.hydra.job.num = number
@@ -131,7 +138,9 @@ def _composed(
             "name them by their overrides, as the default does"
         )
     subdir = str(job_cfg.hydra.sweep.subdir)
-    if raw == SUBDIR and subdir != (subdir := job_name(job_cfg.hydra.job.override_dirname, words, swept)):
+    if raw == SUBDIR and subdir != (
+        subdir := job_name(words, swept, job_cfg.hydra.job.config.override_dirname.exclude_keys)
+    ):
         words = (*words, f"hydra.sweep.subdir={quoted(subdir)}")
     run = Path(job_cfg.hydra.sweep.dir).absolute() / subdir
     with read_write(job_cfg.hydra.runtime), open_dict(job_cfg.hydra.runtime):
@@ -147,17 +156,19 @@ def unresolved(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
 
 
-def job_name(dirname: str, words: Sequence[str], swept: Sequence[str]) -> str:
-    """Return a directory's name out of Hydra's: whole, without a slash, and no longer than a name may be.
+def job_name(words: Sequence[str], swept: Sequence[str], excluded: Sequence[str]) -> str:
+    """Return a directory's name: the overrides in order, without a slash, and no longer than a name may be.
 
     Args:
-        dirname: Hydra's, of all overrides but those that are excluded from it.
         words: all overrides.
-        swept: the keys in which jobs differ, which are named even where they are excluded.
+        swept: the keys in which jobs differ, which are named whatever they are.
+        excluded: other keys that are not named, nor those below them: they say where and how a job runs, not what.
     """
-    named = {key_of(word) for word in dirname.split(",")}
-    more = [word for word in words if key_of(word) in swept and key_of(word) not in named]
-    name = ",".join([*more, *([dirname] if dirname else [])]).replace("/", "_") or "defaults"
+
+    def is_named(key: str) -> bool:
+        return key in swept or not any(key == other or key.startswith(f"{other}.") for other in excluded)
+
+    name = ",".join(sorted(word for word in words if is_named(key_of(word)))).replace("/", "_") or "defaults"
     if len(name.encode()) <= LONGEST_NAME:
         return name
     tail = f"...{hashlib.sha256(name.encode()).hexdigest()[:16]}"

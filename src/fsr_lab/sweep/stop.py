@@ -22,8 +22,12 @@ def is_stopping(sweep: Path) -> bool:
 
 
 @contextmanager
-def stopping(sweep: Path) -> Iterator[None]:
+def stopping(sweep: Path, *, hear_ctrl_c: bool) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM stop the jobs of a block in their own way; the second stops the block at once.
+
+    Args:
+        sweep: the folder.
+        hear_ctrl_c: whether a terminal's Ctrl-C reaches the jobs' processes without us.
 
     Raises:
         KeyboardInterrupt: the block was asked to stop, and its jobs have.
@@ -36,7 +40,7 @@ def stopping(sweep: Path) -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler)
         print("stopping: running jobs finish their step and save", file=sys.stderr, flush=True)
-        if number == signal.SIGTERM:  # a Ctrl-C reaches the jobs of a terminal without us
+        if number == signal.SIGTERM or not hear_ctrl_c:
             signal_jobs(sweep, signal.SIGTERM)
 
     before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -49,6 +53,16 @@ def stopping(sweep: Path) -> Iterator[None]:
         mark.unlink(missing_ok=True)
     if was_asked:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def stopping_job() -> Iterator[None]:
+    """Let a SIGTERM stop a worker process's job as a Ctrl-C does, where it or its launcher would end the process."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def signal_jobs(sweep: Path, number: signal.Signals) -> None:

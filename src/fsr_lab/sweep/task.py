@@ -3,7 +3,7 @@
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -12,13 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsr_lab.engine.lock import held
+from fsr_lab.session import INTERRUPTED as INTERRUPTED_CODE
 from fsr_lab.session import Session, code_of, is_interruption, one_line
 from fsr_lab.sweep.devices import settle
 from fsr_lab.sweep.index import refresh
-from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, LOG, Job
+from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, LOG, QUEUED, Job
 from fsr_lab.sweep.log import logged
 from fsr_lab.sweep.plan import unresolved
-from fsr_lab.sweep.stop import is_stopping
+from fsr_lab.sweep.slurm import Requeue, requeueing
+from fsr_lab.sweep.stop import is_stopping, stopping_job
 
 Verb = Callable[[Session, DictConfig], None]
 
@@ -65,18 +67,34 @@ class Task:
         refresh(sweep, [run])
         session = Session(self.command, sweep=sweep)
         stopped: BaseException | None = None
-        try:
-            settle(cfg)
-            self.verb(session, cfg)
-            job = job.over(FINISHED, code=session.exit_code, results=results(run))
-        except BaseException as err:
-            traceback.print_exception(err, file=log)
-            session.tell(err)
-            stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
-            state = FAILED if stopped is None else INTERRUPTED
-            job = job.over(state, code=code_of(err), error=one_line(err))
+
+        def queued() -> None:
+            job.over(QUEUED).write(run)
+            refresh(sweep, [run])
+
+        with requeueing(queued) as requeue, self._stoppable(requeue):
+            try:
+                settle(cfg)
+                self.verb(session, cfg)
+                job = job.over(FINISHED, code=session.exit_code, results=results(run))
+            except BaseException as err:
+                if requeue is not None and requeue.is_done:
+                    raise SystemExit(INTERRUPTED_CODE) from err  # with no result, for which the sweep waits on
+                traceback.print_exception(err, file=log)
+                session.tell(err)
+                stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
+                state = FAILED if stopped is None else INTERRUPTED
+                job = job.over(state, code=code_of(err), error=one_line(err))
         job.write(run)
         refresh(sweep, [run])
-        if stopped is not None and os.getpid() == self.launcher_pid:
+        if stopped is not None and self._is_in_sweep:
             raise KeyboardInterrupt from stopped
         return job.results.get(f"{VALIDATION}_best")
+
+    def _stoppable(self, requeue: Requeue | None) -> AbstractContextManager[None]:
+        """Return what lets a SIGTERM stop a job; submitit answers those of Slurm, and the sweep's process its own."""
+        return stopping_job() if requeue is None and not self._is_in_sweep else nullcontext()
+
+    @property
+    def _is_in_sweep(self) -> bool:
+        return os.getpid() == self.launcher_pid
