@@ -16,3 +16,5 @@ def hush_lightning() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")  # that is what resuming is
     warnings.filterwarnings("ignore", message="The number of training batches")  # epochs are logged all the same
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # ranks are started by torchrun
+    # of Hydra 1.4 about building what a config names, which is what a config is for
+    warnings.filterwarnings("ignore", message=r"hydra\.utils\.instantiate\(\) resolved")
