@@ -320,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report_arguments(session: Session, argv: Sequence[str]) -> None:
     """Parse `fsr report FOLDER... [runs=FOLDER] [out=FOLDER]`, which needs no config."""
-    options = {key: Path(text) for key, _, text in (word.partition("=") for word in argv) if key in ("runs", "out")}
+    given = (word.partition("=") for word in argv if word.startswith(("runs=", "out=")))  # a folder may be called runs
+    options = {key: Path(text) for key, _, text in given}
     places = [word for word in argv if not word.startswith(("-", "runs=", "out="))]
     if not places or any(word.startswith("-") for word in argv):
         print(f"fsr report FOLDER... [runs=FOLDER] [out=FOLDER]: {REPORT}")

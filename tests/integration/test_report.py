@@ -1,6 +1,7 @@
 """fsr report from the command line: artefacts, runs, several of them, and what it says of a wrong place."""
 
 import json
+from pathlib import Path
 
 import pytest
 from records import EXPECTED, MANIFEST, kept, made_artefact, made_record, rates
@@ -92,3 +93,11 @@ def test_wrong_places_get_one_line(fsr, artefact, tmp_path):
     made_artefact(tmp_path / "damaged", MANIFEST, EXPECTED)
     (tmp_path / "damaged" / "expected.json").write_text(json.dumps({"rows": 1}))
     assert "is not a readable table of the paper's numbers" in fsr("report", "damaged").refusal()
+
+
+def test_a_folder_called_runs_is_a_folder(fsr, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    asked = []
+    monkeypatch.setattr("fsr_lab.cli.report", lambda session, places, **options: asked.append((places, options)))
+    assert fsr("report", "runs", "out=page").code == 0
+    assert asked == [([Path("runs")], {"out": Path("page")})]
