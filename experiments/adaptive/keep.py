@@ -13,8 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.files import write_atomically, write_text
-from fsr_lab.engine.checkpoints import CONFIG, checkpoint_path, read_safely
+from fsr_lab.engine.checkpoints import CONFIG, checkpoint_path
 from fsr_lab.engine.run import read_status
+from fsr_lab.engine.safe_reading import read_safely
 
 HERE = Path("experiments/adaptive")  # from the root of the repository: a kept config names no machine's folders
 

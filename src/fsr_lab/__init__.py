@@ -12,15 +12,17 @@ _PUBLIC = {
     "Threat": "fsr_lab.core.threat",
     "attach": "fsr_lab.model.defended",
     "evaluate": "fsr_lab.evaluation.run",
+    "load": "fsr_lab.export.loading",
 }
 
-__all__ = ["FSR", "DefendedModel", "EvaluationRecord", "Threat", "attach", "evaluate"]
+__all__ = ["FSR", "DefendedModel", "EvaluationRecord", "Threat", "attach", "evaluate", "load"]
 
 if TYPE_CHECKING:
     from fsr_lab.core.record import EvaluationRecord
     from fsr_lab.core.threat import Threat
     from fsr_lab.defense.fsr import FSR
     from fsr_lab.evaluation.run import evaluate
+    from fsr_lab.export.loading import load
     from fsr_lab.model.defended import DefendedModel, attach
 
 

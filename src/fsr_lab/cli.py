@@ -15,9 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsr_lab.arguments import config_folder, key_of
-from fsr_lab.core.files import write_text
+from fsr_lab.core.files import check_folder, write_text
 from fsr_lab.core.suggest import unknown
-from fsr_lab.printing import draw_run, print_report, show
+from fsr_lab.positional import COMPARE, REPRODUCE, compare_arguments, reproduce_arguments
+from fsr_lab.printing import draw_run, is_artefact, print_artefact, print_pages, print_report, show
 from fsr_lab.session import FAILED, INTERRUPTED, Session, one_line, shows_trace
 from fsr_lab.sweep.index import is_sweep, refresh
 from fsr_lab.sweep.task import Verb
@@ -44,7 +45,7 @@ def train(session: Session, cfg: DictConfig) -> None:
         raise InterruptedRunError(f"{err}; {again}") from err
     draw_run(run, title=str(cfg.label))
     if session.sweep is None and any(run.glob("records/*.json")):
-        print_report(run)
+        tell_all(session, print_report(run))
 
 
 def evaluate(session: Session, cfg: DictConfig) -> None:
@@ -74,7 +75,7 @@ def evaluate(session: Session, cfg: DictConfig) -> None:
         evaluating.check_attacked(record, cfg)
         record.save(run / engine.RECORDS, "evaluation")
         tell_results(trackers, {"evaluation": record}, run / engine.RECORDS)
-    print_report(run)
+    tell_all(session, print_report(run))
 
 
 def doctor(session: Session, cfg: DictConfig) -> None:
@@ -118,7 +119,29 @@ def analyze(session: Session, cfg: DictConfig) -> None:
         found = analysis.analyze(cfg, weights, data, kind=kind, name=name, command=session.command)
         print(f"analysis: {analysis.keep(*found, run)}")
     if any(run.glob("records/**/*.json")):
-        print_report(run)
+        tell_all(session, print_report(run))
+
+
+def export(session: Session, cfg: DictConfig) -> None:
+    """Write a finished run's network in one or several formats, and tell the hash of each."""
+    if cfg.run is None:
+        raise ValueError("expected run=DIR, a finished run of fsr train, got none")
+    from fsr_lab.export.run import network_of
+    from fsr_lab.export.writing import export as write
+
+    run = Path(cfg.run)
+    network = network_of(
+        run, checkpoint=cfg.checkpoint, average=cfg.average, name=cfg.name, licence=cfg.licence, paper=cfg.paper,
+        records=[Path(folder) for folder in listed(cfg.records)],
+    )  # fmt: skip
+    for name in listed(cfg.format):
+        done = write(network, name, Path(cfg.out or run / "export") / name)
+        print(f"{name}: {done.folder}\n  sha256 {done.sha256}")
+
+
+def listed(value: str | Sequence[str] | None) -> list[str]:
+    """Return the names that an override gives: none, one, or a list."""
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def prepare(session: Session, cfg: DictConfig) -> None:
@@ -176,7 +199,7 @@ def cost(session: Session, cfg: DictConfig) -> None:
     else:
         print(f"not compared with the paper: expected={cfg.expected} is not a file here", file=sys.stderr)
     if session.sweep is None:
-        print_report(folder)
+        tell_all(session, print_report(folder))
 
 
 def cost_row(model: str, defense: str, cfg: DictConfig) -> "CostRow":
@@ -213,15 +236,41 @@ def names_of(group: str, listed: Sequence[str] | None) -> list[str]:
     return sorted(known, key=lambda name: (name != "none", name))
 
 
-def report(folder: Path) -> None:
-    """Write report.md and table.csv of every record below a folder, and print the table; a sweep's jobs, too."""
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; give a run, a sweep or an artefact folder")
-    for run in sorted(path.parent for path in folder.glob("**/samples.npz")):
-        draw_run(run, title=run.name)
-    if is_sweep(folder):
-        refresh(folder, search=True)
-    print_report(folder)
+def report(session: Session, places: Sequence[Path], *, runs: Path | None = None, out: Path | None = None) -> None:
+    """Write page, report and tables of an artefact, of a folder, or of several, and print the table.
+
+    Args:
+        session: told of what could not be read, which leaves the rest.
+        places: an artefact folder, or runs, sweeps and what holds them.
+        runs: of an artefact, the folder of runs to look into instead of what it keeps.
+        out: where to write; None is the only place.
+    """
+    for place in places:
+        if not place.is_dir():
+            raise ValueError(f"no folder {place}; give a run, a sweep or an artefact folder")
+    if out is not None:
+        check_folder("out", out)
+    if len(places) > 1 and out is None:
+        raise ValueError(f"the report of {len(places)} places needs a folder of its own; give out=FOLDER")
+    first = places[0]
+    if len(places) == 1 and is_artefact(first):
+        problems = print_artefact(first, runs=runs, out=out)
+    elif runs is not None:
+        raise ValueError(f"runs= is for an artefact folder, and {first} has no manifest.yaml with panels")
+    else:
+        for run in sorted(path.parent for place in places for path in place.glob("**/samples.npz")):
+            draw_run(run, title=run.name)
+        for place in places:
+            if is_sweep(place):
+                refresh(place, search=True)
+        problems = print_pages(first, ()) if out is None else print_pages(out, places)
+    tell_all(session, problems)
+
+
+def tell_all(session: Session, problems: Sequence[str]) -> None:
+    """Print what a report had to leave out, a line of cause and cure each, and set the exit code."""
+    for problem in problems:
+        session.tell(ValueError(problem))
 
 
 VERBS: dict[str, tuple[Verb, str]] = {
@@ -229,11 +278,11 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "evaluate": (evaluate, "attack a trained network and print its table"),
     "doctor": (doctor, "examine a trained network for what makes robustness numbers wrong"),
     "analyze": (analyze, "look into a trained network: masks, features, attention maps"),
+    "export": (export, "write a trained network for other people's tools, and check that it loads back"),
     "prepare": (prepare, "fetch, verify and convert a dataset"),
     "cost": (cost, "count parameters, FLOPs and MACs of every backbone under every defence"),
 }
-REPORT = "make the table and pages of a run, a sweep or an artefact folder"
-COMPARE = "compare two records of the same samples: paired difference, interval, McNemar's test"
+REPORT = "make the page and tables of an artefact folder, a run, a sweep, or several of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -251,13 +300,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     try:
         if verb == "report":
-            report_arguments(rest)
+            report_arguments(session, rest)
         elif verb == "compare":
             compare_arguments(rest)
+        elif verb == "reproduce":
+            session.exit_code = reproduce_arguments(rest, session.command)
         elif verb in VERBS:
             run_verb(session, verb, VERBS[verb][0], rest)
         else:
-            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare"]))
+            raise ValueError(unknown("verb", verb, [*VERBS, "report", "compare", "reproduce"]))
     except Exception as err:
         session.fail(err)
     except KeyboardInterrupt:
@@ -267,30 +318,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return session.exit_code
 
 
-def report_arguments(argv: Sequence[str]) -> None:
-    """Parse `fsr report FOLDER`, which needs no config."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print(f"fsr report FOLDER: {REPORT}")
+def report_arguments(session: Session, argv: Sequence[str]) -> None:
+    """Parse `fsr report FOLDER... [runs=FOLDER] [out=FOLDER]`, which needs no config."""
+    given = (word.partition("=") for word in argv if word.startswith(("runs=", "out=")))  # a folder may be called runs
+    options = {key: Path(text) for key, _, text in given}
+    places = [word for word in argv if not word.startswith(("-", "runs=", "out="))]
+    if not places or any(word.startswith("-") for word in argv):
+        print(f"fsr report FOLDER... [runs=FOLDER] [out=FOLDER]: {REPORT}")
         if argv and argv[0] not in ("-h", "--help"):
-            raise ValueError(f"expected one folder, got {list(argv)}")
+            raise ValueError(f"expected a folder, got {list(argv)}")
         return
-    report(Path(argv[0]))
-
-
-def compare_arguments(argv: Sequence[str]) -> None:
-    """Parse `fsr compare RECORD RECORD [out=FOLDER]`, which needs no config."""
-    from fsr_lab.report.page import compare_places
-
-    places = [word for word in argv if not word.startswith(("-", "out="))]
-    out = next((Path(word.removeprefix("out=")) for word in argv if word.startswith("out=")), None)
-    if len(places) != 2 or any(word.startswith("-") for word in argv):
-        print(f"fsr compare RECORD RECORD [out=FOLDER]: {COMPARE}")
-        if argv and argv[0] not in ("-h", "--help"):
-            raise ValueError(f"expected two records, or folders that hold them, got {places}")
-        return
-    show(*[comparison.rich() for comparison in compare_places(Path(places[0]), Path(places[1]), out)])
-    if out is not None:
-        print(f"comparison: {out}")
+    report(session, [Path(place) for place in places], **options)
 
 
 def usage() -> str:
@@ -300,6 +338,7 @@ def usage() -> str:
     lines += [
         f"  fsr {'report':<9} {REPORT}",
         f"  fsr {'compare':<9} {COMPARE}",
+        f"  fsr {'reproduce':<9} {REPRODUCE}",
         "",
         "fsr <verb> --help lists the verb's groups and options.",
     ]

@@ -1,6 +1,7 @@
 """What a command leaves to look at: pictures drawn, reports written, tables printed."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,20 +32,80 @@ def draw_sweep(folder: Path) -> None:
     landscape.draw_sweep(folder)
 
 
-def print_report(folder: Path) -> None:
-    """Write a folder's report and print its table and where it lies; of a sweep, how its jobs fared before that."""
+def print_report(folder: Path) -> list[str]:
+    """Write a folder's report and print its table and where it lies; of a sweep, how its jobs fared before that.
+
+    Returns:
+        A line of cause and cure for each file that could not be read.
+    """
     from fsr_lab.report.cost import write_cost_report
     from fsr_lab.report.page import write_report
+
+    if not shown_jobs(folder):
+        return []
+    if holds_costs(folder):
+        costs, path = write_cost_report(folder)
+        show(costs.rich())
+        print(f"report: {path}")
+        return []
+    report = write_report(folder)
+    show(report.table.rich())
+    print(f"report: {report.path}")
+    return list(report.problems)
+
+
+def print_pages(folder: Path, places: Sequence[Path] = ()) -> list[str]:
+    """Write a folder's report, and with it the page and the LaTeX table; print likewise.
+
+    Args:
+        folder: where to write.
+        places: where to look; none is the folder itself.
+
+    Returns:
+        As of `print_report`.
+    """
+    from fsr_lab.report.folder_page import write_cost_page, write_folder
+
+    if not places and not shown_jobs(folder):
+        return []
+    if not places and holds_costs(folder):
+        costs, report_path, page = write_cost_page(folder)
+        show(costs.rich())
+        print(f"page: {page}\nreport: {report_path}")
+        return []
+    report, page = write_folder(folder, places)
+    show(report.table.rich())
+    print(f"page: {page}\nreport: {report.path}")
+    return list(report.problems)
+
+
+def print_artefact(folder: Path, *, runs: Path | None, out: Path | None) -> list[str]:
+    """Write an artefact's report, print its tables and where the page lies, and return what was left out."""
+    from fsr_lab.report.artefact_page import write_artefact
+
+    tables, page, problems = write_artefact(folder, runs=runs, out=out)
+    show(tables)
+    print(f"page: {page}")
+    return problems
+
+
+def shown_jobs(folder: Path) -> bool:
+    """Draw and print how a sweep's jobs fared; tell whether there is more to say of the folder."""
     from fsr_lab.report.sweep import read_sweep
 
     if sweep := read_sweep(folder):
         draw_sweep(folder)
         show(sweep.rich())
-        if not (holds_records(folder) or holds_costs(folder)):
-            return  # none of its jobs got so far, or they are of a verb that leaves neither
-    table, path = write_cost_report(folder) if holds_costs(folder) else write_report(folder)
-    show(table.rich())
-    print(f"report: {path}")
+        # else none of its jobs got so far, or they are of a verb that leaves neither
+        return holds_records(folder) or holds_costs(folder)
+    return True
+
+
+def is_artefact(folder: Path) -> bool:
+    """Tell whether a folder is an artefact of records; one of costs has a manifest, too."""
+    from fsr_lab.report.manifest import MANIFEST
+
+    return (folder / MANIFEST).is_file() and not holds_costs(folder)
 
 
 def holds_records(folder: Path) -> bool:

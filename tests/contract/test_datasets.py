@@ -7,12 +7,13 @@ import torch
 from archives import cifar10_files, cifar100_files, drawn, pictures, svhn, tar, tiny_imagenet_files, unpacked, zipped
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from worked_examples import shown
 
 from fsr_lab.core.threat import Threat
 from fsr_lab.engine.build import build_strategy, build_threat
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+NAMES = sorted([path.stem for path in CONF.glob("*.yaml")] + shown("dataset"))
 WNIDS = [f"n{number:08}" for number in range(200)]
 
 SMALL = {
@@ -41,7 +42,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module", params=[*NAMES, pytest.param("cifar10-real", marks=pytest.mark.slow)])
-def make(request, tmp_path_factory):
+def make(request, tmp_path_factory, option_file):
     """Return a function that gives the opened dataset, with changes."""
     folder = tmp_path_factory.mktemp(request.param)
     name, _, real = request.param.partition("-")
@@ -56,7 +57,7 @@ def make(request, tmp_path_factory):
         surroundings = {
             "seed": seed,
             "paths": {"data": str(folder)},
-            "dataset": OmegaConf.load(CONF / f"{name}.yaml"),
+            "dataset": OmegaConf.load(option_file("dataset", name)),
         }
         config = OmegaConf.create(surroundings).dataset
         config.merge_with({key: str(value) if key == "source" else value for key, value in fixed.items()})

@@ -8,7 +8,6 @@ import inspect
 import io
 import pickle
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from fsr_lab.engine.build import build_model
 from fsr_lab.model import tape
 from fsr_lab.model.defended import attach
 
-CONF = Path(__file__).parents[2] / "conf" / "defense"
 SHAPE = FeatureShape(6, 4, 4)
 
 
@@ -279,14 +277,14 @@ def test_tapes_do_not_nest(model, batch):
     model.forward_with_aux(*batch)
 
 
-def test_yaml_and_constructor_have_the_same_defaults(module_name, compose_config):
+def test_yaml_and_constructor_have_the_same_defaults(module_name, compose_config, option_file):
     """A variant says which option it starts from, and what it writes over it; all else are the defaults."""
     cfg = compose_config("dataset=toy", f"defense={module_name}")
     node = OmegaConf.to_container(cfg.defense.module, resolve=False)
     assert node.pop("_partial_") is True
     parameters = inspect.signature(get_class(node.pop("_target_"))).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    own = OmegaConf.load(CONF / f"{module_name}.yaml")
+    own = OmegaConf.load(option_file("defense", module_name))
     is_variant = own.get("defaults", ["_self_"]) != ["_self_"]
     written = set(own.module) if is_variant else set()
     assert node.keys() == defaults.keys()

@@ -13,7 +13,6 @@ from fsr_lab.engine.build import AROUND, POINTS, build_model
 from fsr_lab.model.library_model import expand_declared
 from fsr_lab.model.points import find_module, inspect_points
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 NARROW = {"width": 8, "widen_factor": 1}
 """What the wide networks are reduced to, where they can be: no test here is about their size."""
 GIVEN = {
@@ -26,9 +25,9 @@ GIVEN = {
 
 
 @pytest.fixture
-def options(model_name):
+def options(model_name, option_file):
     """Return what the YAML says, not resolved."""
-    return OmegaConf.to_container(OmegaConf.load(CONF / f"{model_name}.yaml"), resolve=False)
+    return OmegaConf.to_container(OmegaConf.load(option_file("model", model_name)), resolve=False)
 
 
 @pytest.fixture

@@ -61,7 +61,9 @@ def step(cfg, x, y, autocast=False):
 
 
 @pytest.mark.parametrize(("strategy", "defense"), PAIRS)
-@pytest.mark.parametrize("switch", EXACT)
+@pytest.mark.parametrize(
+    "switch", [pytest.param(name, marks=[pytest.mark.slow] if name == "compiled" else []) for name in EXACT]
+)
 def test_a_step_is_the_same_to_ten_digits(
     switch, strategy, defense, compose_config, toy, double, nothing_compiled, images
 ):

@@ -21,14 +21,16 @@ BELOW = {
     "engine": {"core", *LAYER_1, "callback", "evaluation"},
     "analysis": {"core", *LAYER_1, "callback", "evaluation", "engine"},
     "report": {"core"},
+    "export": {"core", *LAYER_1, "callback", "evaluation", "engine", "report"},
     "arguments": {"core"},
     "printing": {"core", "report"},
     "session": {"core", "arguments"},
+    "positional": {"core", "engine", "report", "arguments", "printing", "session"},
     "sweep": {"core", "callback", "engine", "report", "arguments", "printing", "session"},
     "under_hydra": {"arguments", "session", "sweep"},
     "cli": {
-        "core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "report", "arguments", "printing", "session",
-        "sweep", "under_hydra",
+        "core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "report", "export", "arguments", "positional",
+        "printing", "session", "sweep", "under_hydra",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -40,15 +42,17 @@ THIRD_PARTY = {"core": {"torch", "numpy"}}
 ONLY_IN = {
     "hydra": {"fsr_lab.cli", "fsr_lab.engine.build", "fsr_lab.session", "fsr_lab.sweep", "fsr_lab.under_hydra"},
     "omegaconf": {
-        "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.session", "fsr_lab.sweep", "fsr_lab.under_hydra",
+        "fsr_lab.cli", "fsr_lab.arguments", "fsr_lab.positional", "fsr_lab.session", "fsr_lab.sweep",
+        "fsr_lab.under_hydra", "fsr_lab.engine.reproducing",
         "fsr_lab.engine.build", "fsr_lab.engine.chosen", "fsr_lab.engine.run", "fsr_lab.engine.rank",
         "fsr_lab.engine.launch", "fsr_lab.engine.evaluating", "fsr_lab.engine.shard", "fsr_lab.engine.tracking",
-        "fsr_lab.analysis.run",
+        "fsr_lab.analysis.run", "fsr_lab.export.facts", "fsr_lab.export.run",
     },
     "lightning": {"fsr_lab.dataset", "fsr_lab.modifier", "fsr_lab.callback", "fsr_lab.engine"},
     "wandb": {"fsr_lab.engine.exhibits"},
     "torch": {
-        f"fsr_lab.{name}" for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "sweep")
+        f"fsr_lab.{name}"
+        for name in ("core", *LAYER_1, "callback", "evaluation", "engine", "analysis", "export", "sweep")
     },
 }  # fmt: skip
 """Third-party packages that only these modules, or modules of these packages, may import."""

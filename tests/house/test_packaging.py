@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,11 @@ def modules_of(package):
 
 
 BARE = ("fsr_lab", "fsr_lab.cli", "fsr_lab.report.table", modules_of("report"))
-AFTER_TORCH = ("fsr_lab.defense.fsr", "fsr_lab.attack.pgd", "fsr_lab.core.record", *map(modules_of, ("core", *HERE)))
+FRONT = " ".join(sorted({import_module("fsr_lab")._PUBLIC[name] for name in import_module("fsr_lab").__all__}))
+"""Where all public names come from."""
+AFTER_TORCH = (
+    "fsr_lab.defense.fsr", "fsr_lab.attack.pgd", "fsr_lab.core.record", FRONT, *map(modules_of, ("core", *HERE)),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,11 @@ def test_the_command_line_loads_no_torch(loaded):
 @pytest.mark.parametrize("name", ["fsr_lab.defense.fsr", "fsr_lab.attack.pgd", "fsr_lab.core.record"])
 def test_a_part_loads_torch_and_nothing_heavier(loaded, name):
     assert loaded[name].isdisjoint(set(HEAVY) - {"torch"})
+
+
+def test_the_public_names_load_torch_and_a_progress_bar(loaded):
+    assert loaded[FRONT].isdisjoint({*HEAVY, "onnx", "safetensors", "huggingface_hub"} - {"torch"})
+    assert "rich" in loaded[FRONT]
 
 
 @pytest.mark.parametrize("package", HERE)

@@ -349,6 +349,20 @@ def test_a_run_may_be_trained_and_not_attacked(fsr, tiny, tmp_path):
     assert status(tmp_path / "run") == "finished"
 
 
+def test_a_fast_dev_run_keeps_nothing_and_is_not_taken_for_the_run_itself(fsr, tiny, tmp_path):
+    run = tmp_path / "run"
+    command = ("train", *tiny, "trainer.max_epochs=1", f"hydra.run.dir={run}")
+    outcome = fsr(*command, "trainer.fast_dev_run=true")
+    assert outcome.code == 0, outcome.err
+    assert "epoch 1/1" in outcome.err
+    assert not list(run.glob("checkpoints/*"))
+    assert not list(run.glob("records/*"))
+    assert "epoch 1/1" not in fsr(*command, "trainer.fast_dev_run=true").err  # it is there
+    outcome = fsr(*command)
+    assert outcome.code == 0, outcome.err
+    assert (run / "records" / "last.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_run_with_data_in_a_folder_of_their_own_is_evaluated(fsr, tiny, tmp_path):
     run, folder = tmp_path / "run", tmp_path / "elsewhere"

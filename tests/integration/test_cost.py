@@ -133,7 +133,10 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("model", [name for name in GOLDEN if name in MODELS])
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "wrn34_10" else []) for name in GOLDEN if name in MODELS],
+)
 def test_networks_of_the_paper_at_both_sizes(cost, tmp_path, model):
     parameters, *sizes = GOLDEN[model]
     for (side, classes), wanted in zip(((32, 10), (64, 200)), sizes, strict=True):

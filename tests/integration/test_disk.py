@@ -43,6 +43,7 @@ def assert_continued(warm, run, untouched):
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_second_checkpoint_leaves_the_first(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"
     line = complaint(warm.run(*argv, f"hydra.run.dir={run}", faults=[("full", "last.ckpt", 1)]))
@@ -52,6 +53,7 @@ def test_a_disk_that_is_full_at_the_second_checkpoint_leaves_the_first(warm, arg
     assert_continued(warm, run, untouched)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_the_metrics_stops_the_run_too(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"
     line = complaint(warm.run(*argv, f"hydra.run.dir={run}", faults=[("full_for_metrics",)]))
@@ -59,6 +61,7 @@ def test_a_disk_that_is_full_for_the_metrics_stops_the_run_too(warm, argv, untou
     assert_continued(warm, run, untouched)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_larger_than_allowed_is_no_checkpoint(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"
     line = complaint(warm.run(*argv, f"hydra.run.dir={run}", faults=[("small_files", 20_000)]))
@@ -67,6 +70,7 @@ def test_a_checkpoint_that_is_larger_than_allowed_is_no_checkpoint(warm, argv, u
     assert_continued(warm, run, untouched)
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_leaves_what_is_in_it(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"
     fault = ("read_only", str(run / "checkpoints"), 6)

@@ -1,23 +1,14 @@
 """The wheel, in a clean environment, from any directory."""
 
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*command, **options):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from records import made_record, rates
+from release_tools import ROOT, environment, run, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +26,8 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(wheel, tmp_path_factory):
-    """Return the environment's python and fsr: the wheel is installed, its dependencies are borrowed."""
-    env = tmp_path_factory.mktemp("env")
-    run(sys.executable, "-m", "venv", "--without-pip", env)
-    python = env / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel)
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # a path alone: the .pth files there, an editable fsr_lab's among them, are not read
-    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
-
-
-def surroundings():
-    return {name: value for name, value in os.environ.items() if not name.startswith(("FSR_", "PYTHONPATH"))}
+    """Return the environment's python: the wheel is installed, its dependencies are borrowed."""
+    return environment(tmp_path_factory.mktemp("env") / "env", wheel)
 
 
 def test_the_wheel_holds_the_package_every_config_and_no_test(wheel):
@@ -59,6 +39,7 @@ def test_the_wheel_holds_the_package_every_config_and_no_test(wheel):
     assert {"fsr_lab/py.typed", "fsr_lab/core/doctor.md"} <= names
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"fsr_lab"}
     assert not [name for name in names if "test" in Path(name).name]
+    assert {f"fsr_lab/report/templates/{name}" for name in ("page.html.j2", "page.css", "sort.js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -80,3 +61,10 @@ def test_the_installed_wheel_trains(clean, tiny, tmp_path):
     run(clean.with_name("fsr"), "train", *tiny, *short, cwd=tmp_path, env=surroundings() | {"OMP_NUM_THREADS": "1"})
     (place,) = (tmp_path / "runs" / "wheel").iterdir()
     assert (place / "report.md").is_file()
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_makes_pages(clean, tmp_path):
+    made_record(rates(80, 40)).save(tmp_path / "records", "last")
+    run(clean.with_name("fsr"), "report", tmp_path, cwd="/", env=surroundings())
+    assert ">40.00</a>" in (tmp_path / "page.html").read_text()

@@ -132,7 +132,7 @@ def test_a_wrong_override_gets_one_line(fsr, tiny, tmp_path, name):
         (["evaluate"], ["run=DIR", "weights=FILE"]),
         (["evaluate", "run=nowhere"], ["nowhere", "not a run"]),
         (["evaluate", "weights=nowhere.pt", "dataset=toy", "model=tiny_cnn"], ["no checkpoint at nowhere.pt"]),
-        (["report", "one", "two"], ["one folder"]),
+        (["report", "one", "two"], ["no folder one"]),
         (["report", "nowhere"], ["nowhere", "folder"]),
         (["report", "."], ["no evaluation record", "run"]),
         (["prepare", "dataset=cifar10", "dataset.source=nowhere.npz"], ["nowhere.npz", "dataset.source"]),

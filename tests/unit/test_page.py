@@ -31,8 +31,8 @@ def lines(tmp_path):
     def reported(*records):
         for number, made in enumerate(records):
             made.save(tmp_path / f"run{number}" / "records", "last")
-        _, path = write_report(tmp_path)
-        return [line for line in path.read_text().splitlines() if line.startswith("Versions")]
+        report = write_report(tmp_path)
+        return [line for line in report.path.read_text().splitlines() if line.startswith("Versions")]
 
     return reported
 

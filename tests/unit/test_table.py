@@ -90,6 +90,12 @@ def test_a_terminal_shows_every_value(table):
         assert shown in text
 
 
+def test_a_terminal_shows_a_name_with_brackets():
+    stream = io.StringIO()
+    Console(file=stream, width=160, color_system=None).print(accuracy_table([record("net [a/last]", FULL)]).rich())
+    assert "│ net [a/last] │" in stream.getvalue()
+
+
 def test_without_the_four_attacks_there_is_no_ensemble():
     table = accuracy_table([record("quick", {key: FULL[key] for key in ("clean", "fgsm", "pgd20")})])
     assert table.headings == ("Natural", "FGSM", "PGD-20")

@@ -315,7 +315,7 @@ def test_a_report_and_its_table_tell_each_records_verdict(tmp_path):
     for name, made in (("sound", sound), ("masked", masked), ("untested", record(AA, CHAIN))):
         object.__setattr__(made, "name", name)
         made.save(tmp_path / "records", name)
-    table, path = write_report(tmp_path)
+    table, path, *_ = write_report(tmp_path)
     section = path.read_text().partition("## Verdict\n")[2].partition("## Findings\n")[0]
     assert section.count(rules_table()) == 1
     assert f"- sound: {verdict(sound).sentence}\n" in section

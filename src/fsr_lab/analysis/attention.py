@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -112,7 +111,14 @@ def grad_cam(network: nn.Module, backbone: nn.Module, layer: str, x: Tensor, cla
         layer: its name.
         x: (n, C, H, W) images.
         classes: (n,) whose scores.
+
+    Raises:
+        ImportError: captum is not installed.
     """
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError as err:
+        raise ImportError("attention maps need an extra: pip install 'fsr-lab[analysis]'") from err
     with crafting(network) as deployed:
         method = LayerGradCam(deployed, find_module(backbone, layer))
         maps: Tensor = method.attribute(x.clone().requires_grad_(), target=classes, relu_attributions=True).detach()

@@ -1,14 +1,20 @@
-"""Progress with an ETA: a bar on a terminal, plain lines in a file or a pipe."""
+"""Progress with an ETA: a bar on a terminal, plain lines in a file or a pipe.
+
+Lightning is loaded by the callback alone: an evaluation shows progress without it.
+"""
+
+from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ProgressBar
 
 T = TypeVar("T")
 
@@ -31,54 +37,31 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             yield from bar.track(items, total=total, description=description)
         return
-    clock = _PlainClock(description, total)
+    clock = PlainClock(description, total)
     for item in items:
         yield item
         clock.advance()
 
 
-class PlainProgress(ProgressBar):
-    """One line every few seconds and one at each epoch's end, for training whose output goes to a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_silent = False
-
-    def disable(self) -> None:
-        """Stay silent: Lightning's word to all ranks but the first."""
-        self._is_silent = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clock = _PlainClock("train", int(trainer.estimated_stepping_batches), unit="step")
-        self._clock.done = self._clock.started_at = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not self._is_silent:
-            self._clock.advance()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_silent:
-            return
-        shown = ("train/loss", "train/acc", "val/acc", "val/robust_acc")
-        values = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
-
-
 def training_progress() -> ProgressBar:
     """Return the callback that suits where standard error goes."""
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    from fsr_lab.callback.plain_progress import PlainProgress
+
     return RichProgressBar(leave=True) if sys.stderr.isatty() else PlainProgress()
 
 
-class _PlainClock:
+class PlainClock:
+    """A line with an ETA every few seconds, and one at the end; of `unit`s where it says what is counted."""
+
     def __init__(self, description: str, total: int, unit: str = "") -> None:
         self.description, self.total, self.unit = description, total, unit
         self.done = self.started_at = 0
         self.start = self.last = time.monotonic()
 
     def advance(self) -> None:
+        """Count one more."""
         self.done += 1
         now = time.monotonic()
         if now - self.last < PLAIN_INTERVAL_SECONDS and self.done != self.total:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,12 +47,18 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
 def build_model(cfg: DictConfig) -> DefendedModel:
     """Build the backbone, from the run's seed, with its defence attached."""
     torch.manual_seed(whole("seed", cfg.seed))
-    backbone = instantiate(_without(cfg.model, (*POINTS, *AROUND)), _convert_="all")
+    backbone = instantiate(backbone_node(cfg), _convert_="all")
     if cfg.model.get("normalize"):
         Normalize(**OmegaConf.to_container(cfg.model.normalize, resolve=True)).put_on(backbone)  # type: ignore[arg-type]
     image_shape = cast(tuple[int, int, int], tuple(cfg.dataset.image_shape))
-    defenses = _defenses(cfg, backbone, image_shape)
+    sites = defense_sites(cfg, backbone, image_shape)
+    defenses: dict[str, DefenseBuilder] = {point: instantiate(node, _convert_="all") for point, node in sites.items()}
     return attach(backbone, defenses, image_shape, cfg.dataset.num_classes, cfg.model.get("layout") or "nchw")
+
+
+def backbone_node(cfg: DictConfig) -> dict[str, Any]:
+    """Return the plain node of the backbone's constructor alone."""
+    return _without(cfg.model, (*POINTS, *AROUND))
 
 
 def measure_cost(cfg: DictConfig) -> Cost:
@@ -310,8 +316,10 @@ def _bare_network(cfg: DictConfig) -> DictConfig:
     return OmegaConf.create(kept | {"model": plain["surrogate_model"], "defense": {"at": None}})
 
 
-def _defenses(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, DefenseBuilder]:
-    """Read `defense.at`: a point, a list of points, or {point: extra constructor arguments}.
+def defense_sites(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
+    """Return {point: the plain node of the defence there}.
+
+    `defense.at` is a point, a list of points, or {point: extra constructor arguments}.
 
     `defense.place` ("in", "instead") applies to points that name none; `defense.sites` gives extra arguments to each
     point of a list in turn, the last of them to all that are left.
@@ -331,9 +339,8 @@ def _defenses(cfg: DictConfig, backbone: nn.Module, image_shape: tuple[int, int,
         sites = node.get("sites") or [{}]
         at = {point: sites[min(index, len(sites) - 1)] for index, point in enumerate(points)}
     place = f":{node['place']}" if node.get("place") else ""
-    build = instantiate(cfg.defense.module, _convert_="all")
     return {
-        str(point) if ":" in str(point) else f"{point}{place}": partial(build, **(extra or {}))
+        str(point) if ":" in str(point) else f"{point}{place}": node["module"] | (extra or {})
         for point, extra in at.items()
     }
 

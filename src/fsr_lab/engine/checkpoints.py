@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, read without running what they contain."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from fsr_lab.core.files import write_atomically
 from fsr_lab.core.suggest import unknown
 from fsr_lab.engine.release_layout import translated, unwrapped, without_normalization
+from fsr_lab.engine.safe_reading import read_safely
 
 CONFIG = "config.yaml"
 """Where a run directory keeps what it was trained from."""
@@ -43,28 +43,6 @@ def checkpoint_path(run: Path, which: str) -> Path:
         there = sorted(file.stem for file in (run / "checkpoints").glob("*.ckpt"))
         raise ValueError(f"no checkpoint {which!r} in {run}; there are: {there or 'none: train the run first'}")
     return path
-
-
-def read_safely(path: Path) -> Any:
-    """Read a checkpoint to the CPU, refusing anything but tensors and plain containers.
-
-    Raises:
-        ValueError: the file is missing, a folder or damaged, or holds objects that would run code when loaded.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file of weights in it, or run={path} if fsr train made it")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as err:
-        raise ValueError(f"no checkpoint at {path}") from err
-    except pickle.UnpicklingError as err:
-        raise ValueError(
-            f"refused to load {path}: it is damaged or holds more than tensors and plain containers, which could "
-            "run code; ask its author for a plain state dict or safetensors"
-        ) from err
-    except (RuntimeError, EOFError, OSError, ValueError) as err:
-        reason = str(err).partition("\n")[0]
-        raise ValueError(f"{path} is not a whole checkpoint ({reason}); fetch or train it again") from err
 
 
 def kept_weights(path: Path) -> list[str]:

@@ -83,7 +83,8 @@ def train(cfg: DictConfig, run: Path, *, command: str, overrides: Sequence[str] 
         else:
             fit(cfg, run, data, trackers)
         records = _test(cfg, run, data, command)
-        _keep_samples(cfg, run, data)
+        if records:
+            _keep_samples(cfg, run, data)
         _mark(run, "finished", cfg)
         tell_results(trackers, records, run / RECORDS)
         tell_samples(trackers, run / SAMPLES)
@@ -155,7 +156,7 @@ def _test(cfg: DictConfig, run: Path, data: ImageDataModule, command: str) -> di
 
 def _kept_networks(cfg: DictConfig, run: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield the checkpoints to attack, each with what names its network: ["last"], or ["last", "ema"] of an average."""
-    for which in cfg.test_checkpoints:
+    for which in () if cfg.trainer.fast_dev_run else cfg.test_checkpoints:
         if which == "best" and not (run / "checkpoints" / "best.ckpt").is_file():
             continue  # no validation chose one
         path = checkpoint_path(run, which)
@@ -189,7 +190,8 @@ def _clear(run: Path) -> None:
     for folder in ("checkpoints", "metrics", RECORDS, "tensorboard"):
         if (run / folder).is_dir():
             shutil.rmtree(run / folder)
-    for name in (SAMPLES, STATUS, RUN_ID, "curves.png", "samples.png", "report.md", "table.csv"):
+    reports = ("page.html", "report.md", "table.csv", "table.json", "table.tex")
+    for name in (SAMPLES, STATUS, RUN_ID, "curves.png", "samples.png", *reports):
         (run / name).unlink(missing_ok=True)
     for path in run.glob("provenance*.json"):
         path.unlink()
@@ -203,7 +205,8 @@ def _status(state: str, cfg: DictConfig) -> dict[str, Any]:
     """Return what the run says of itself: how far it was to train, and how it was to be attacked."""
     tested = {key: cfg[key] for key in ("evaluation", "early_exit", "test_checkpoints", "test_samples", "chunk")}
     plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tested), resolve=False))
-    return {"state": state, "max_epochs": cfg.trainer.max_epochs, "tested": plain}
+    status = {"state": state, "max_epochs": cfg.trainer.max_epochs, "tested": plain}
+    return status | ({"fast_dev_run": cfg.trainer.fast_dev_run} if cfg.trainer.fast_dev_run else {})
 
 
 def _check(cfg: DictConfig) -> None:

@@ -37,8 +37,9 @@ class Layout(NamedTuple):
             return activation.permute(0, 3, 1, 2)
         start = self._start(activation.shape[1])
         side = _root(activation.shape[1] - start)
-        channels_first = activation[:, start:].transpose(1, 2)
-        return channels_first.reshape(len(activation), -1, side, side)
+        # not by the batch's length, which a program of torch.export would take for a constant
+        features: Tensor = activation[:, start:].transpose(1, 2).unflatten(2, (side, side))
+        return features
 
     def restore(self, features: Tensor, activation: Tensor) -> Tensor:
         """Return a feature map in the activation's layout, after the activation's own prefix tokens, untouched."""

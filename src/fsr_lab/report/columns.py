@@ -10,7 +10,8 @@ from fsr_lab.report.interval import Interval, wilson
 HEADINGS = {
     CLEAN: "Natural", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw30": "C&W", "apgd_ce": "APGD-CE",
     "apgd_t": "APGD-T", "apgd_dlr": "APGD-DLR", "apgd_ce_eot": "APGD-CE EoT", "apgd_dlr_eot": "APGD-DLR EoT",
-    "fab": "FAB", "fab_t": "FAB-T", "square": "Square", "nattack": "𝒩Attack", "spsa": "SPSA", "mifgsm": "MI-FGSM",
+    "fab": "FAB", "fab_t": "FAB-T", "square": "Square", "nattack": "𝒩Attack",
+    "nattack_stochastic": "𝒩Attack, noisy", "spsa": "SPSA", "mifgsm": "MI-FGSM",
     "ti_fgsm": "TI-FGSM", "di_fgsm": "DI-FGSM", "transfer_ti": "TI-FGSM transfer", "transfer_di": "DI-FGSM transfer",
     "transfer_mi": "MI-FGSM transfer", "pgd50_rs10": "PGD-50 ×10", "pgd1000": "PGD-1000 ×10",
     "mt_margin100": "MT margin", "autoattack": "AutoAttack", "autoattack_rand": "AutoAttack rand",

@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 
 from fsr_lab.core.cost import Cost, CostRecord, CostRow
 from fsr_lab.core.files import write_text
+from fsr_lab.report.booktabs import PREAMBLE, latex_table
 from fsr_lab.report.expected_cost import SCALES, ExpectedCosts, Figure
 
 RECORD, EXPECTED = "costs.json", "expected.json"
@@ -87,6 +88,13 @@ class CostTable(NamedTuple):
                              row.reason])  # fmt: skip
         return stream.getvalue()
 
+    def latex(self) -> str:
+        """Return the tables for LaTeX's booktabs."""
+        tables = [latex_table(self.headings, self._cells(), NOTE, texts=TEXT)]
+        if self.verdict:
+            tables.append(latex_table(BESIDE, self._beside(), self.verdict, texts=TEXT))
+        return PREAMBLE + "\n".join(tables)
+
     def _compared(self) -> list[tuple[CostRow, Mapping[str, Figure]]]:
         return [(row, figures) for row, figures in zip(self.rows, self.figures, strict=True) if figures]
 
@@ -103,11 +111,6 @@ class CostTable(NamedTuple):
             [row.model, row.defense, *(text for name in SCALES for text in _figure(figures.get(name)))]
             for row, figures in self._compared()
         ]
-
-
-def find_costs(folder: Path) -> list[CostRecord]:
-    """Return every cost record below a folder, in the order of their paths."""
-    return [CostRecord.load(path) for path in sorted(folder.glob(f"**/{RECORD}"))]
 
 
 def cost_table(records: Sequence[CostRecord], expected: ExpectedCosts | None) -> CostTable:
@@ -128,20 +131,26 @@ def cost_table(records: Sequence[CostRecord], expected: ExpectedCosts | None) ->
 
 def write_cost_report(folder: Path) -> tuple[CostTable, Path]:
     """Write report.md and table.csv of the cost records below a folder; the same records give the same bytes."""
-    records = find_costs(folder)
-    expected, notes = folder / EXPECTED, folder / "notes.md"
-    table = cost_table(records, ExpectedCosts.load(expected) if expected.is_file() else None)
+    table, sections = cost_sections(folder)
+    notes = folder / "notes.md"
     text = "\n".join([
         f"# {folder.resolve().name}\n",
         *([notes.read_text()] if notes.is_file() else []),
-        "## Cost\n",
-        table.markdown(),
-        "## Provenance\n",
-        *map(_provenance, records),
+        *[part for title, section in sections for part in (f"## {title}\n", section)],
     ])  # fmt: skip
     write_text(folder / "table.csv", table.csv())
     write_text(folder / "report.md", text)
     return table, folder / "report.md"
+
+
+def cost_sections(folder: Path) -> tuple[CostTable, list[tuple[str, str]]]:
+    """Return the table of the cost records below a folder, and (title, Markdown) of what a report says of them."""
+    paths = sorted(folder.glob(f"**/{RECORD}"))
+    records, expected = [CostRecord.load(path) for path in paths], folder / EXPECTED
+    table = cost_table(records, ExpectedCosts.load(expected) if expected.is_file() else None)
+    places = [path.relative_to(folder).as_posix() for path in paths]
+    about = "\n".join(_provenance(record, place) for record, place in zip(records, places, strict=True))
+    return table, [("Cost", table.markdown()), ("Provenance", about)]
 
 
 def _counts(cost: Cost | None) -> list[str]:
@@ -180,8 +189,8 @@ def _image(row: CostRow) -> str:
     return "x".join(map(str, row.image_shape))
 
 
-def _provenance(record: CostRecord) -> str:
+def _provenance(record: CostRecord, place: str) -> str:
     about = record.provenance
     revision = (about.revision[:10] or "installed") + (" (modified)" if about.dirty else "")
     versions = ", ".join(f"{name} {about.versions[name]}" for name in ("fsr-lab", "python", "torch"))
-    return f"    {about.command}\n\nRevision {revision}; {versions}.\n"
+    return f"    {about.command}\n\n[{place}]({place}), revision {revision}; {versions}.\n"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from fsr_lab.report.figures import save_figure
@@ -29,11 +30,16 @@ def draw_sweep(folder: Path) -> Path | None:
     if len(axes) not in (1, 2) or not found:
         return None
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    (_draw_line if len(axes) == 1 else _draw_map)(figure, axes, found)
+    draw_points(figure, axes, found)
     seeds = max(map(len, found.values()))
     figure.suptitle(f"{TITLES[result]} [%]" + (f", mean of {seeds} seeds" if seeds > 1 else ""), fontsize=10)
     save_figure(figure, folder / PICTURE)
     return folder / PICTURE
+
+
+def draw_points(figure: Figure, axes: Sequence[str], found: Points) -> None:
+    """Draw values in percent at their places: a line over one axis, a map over two."""
+    (_draw_line if len(axes) == 1 else _draw_map)(figure, axes, found)
 
 
 def _draw_line(figure: Figure, axes: Sequence[str], found: Points) -> None:
@@ -42,7 +48,7 @@ def _draw_line(figure: Figure, axes: Sequence[str], found: Points) -> None:
     places = sorted(found)
     axis.plot(range(len(places)), [float(np.mean(found[place])) for place in places], marker="o")
     for index, place in enumerate(places):
-        axis.plot([index] * len(found[place]), found[place], "k.", markersize=4, alpha=0.5)
+        axis.plot([index] * len(found[place]), found[place], ".", color=rcParams["text.color"], markersize=4, alpha=0.5)
     axis.set_xticks(range(len(places)), [f"{place[0]:g}" for place in places])
     axis.set(xlabel=axes[0], ylabel="%")
     axis.grid(alpha=0.3)
@@ -55,7 +61,9 @@ def _draw_map(figure: Figure, axes: Sequence[str], found: Points) -> None:
     values = np.full((len(rows), len(columns)), np.nan)
     for (x, y), each in found.items():
         values[rows.index(y), columns.index(x)] = np.mean(each)
-    image = axis.imshow(np.ma.masked_invalid(values), origin="lower", aspect="auto", cmap="viridis")
+    places = (range(len(columns)), range(len(rows)))
+    # cells, not an image: they stay sharp as a vector graphic
+    image = axis.pcolormesh(*places, np.ma.masked_invalid(values), shading="nearest", cmap="viridis")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):

@@ -1,77 +1,97 @@
 """A folder's report: every record below it in one table, with where the numbers come from."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fsr_lab.core.explain import explanation, explanations
 from fsr_lab.core.files import check_folder, write_text
-from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
-from fsr_lab.report.breakers import breakers, first_breakers, longest_chain
-from fsr_lab.report.columns import named
+from fsr_lab.core.record import EvaluationRecord
+from fsr_lab.report.breakers import first_breakers, longest_chain
+from fsr_lab.report.folder_grids import folder_grids
+from fsr_lab.report.gather import Gathered, Measured, gather
+from fsr_lab.report.grid_text import grid_markdown, paired_markdown
 from fsr_lab.report.paired import Comparison, compare
+from fsr_lab.report.sections import linked, record_sections, told_apart
 from fsr_lab.report.sweep import read_sweep
 from fsr_lab.report.table import Table, accuracy_table
-from fsr_lab.report.verdict import rules_table, verdict
+from fsr_lab.report.verdict import verdict
 
 
-def find_records(folder: Path) -> list[tuple[Path, EvaluationRecord]]:
-    """Return every record below a folder with its path, in the order of the paths.
+class Report(NamedTuple):
+    """What was written of a folder, or of several.
+
+    Attributes:
+        table: of all records.
+        path: of report.md.
+        found: what there was.
+        problems: a line of cause and cure for each file that could not be read.
+    """
+
+    table: Table
+    path: Path
+    found: Gathered
+    problems: tuple[str, ...]
+
+
+def find_records(folder: Path) -> list[Measured]:
+    """Return every record below a folder, in the order of the paths.
 
     Raises:
-        ValueError: the folder does not exist or holds no record.
+        ValueError: the folder does not exist, holds no record, or one that cannot be read.
     """
-    # within a run, last comes before best: it is the paper's column
-    paths = sorted(
-        folder.glob("**/records/**/*.json"), key=lambda path: (path.parent, not path.stem.startswith("last"), path.stem)
-    )
-    if not paths:
+    found = gather(folder)
+    if found.problems:
+        raise ValueError(found.problems[0])
+    if not found.measured:
         raise ValueError(f"no evaluation record below {folder}; give a run, a sweep or an artefact folder")
-    return [(path, EvaluationRecord.load(path)) for path in paths]
+    return list(found.measured)
 
 
-def write_report(folder: Path) -> tuple[Table, Path]:
-    """Write report.md, table.csv and table.json of all records below a folder; the same records give the same bytes."""
-    found = _told_apart(folder, find_records(folder))
-    records = [record for _, record in found]
-    table = accuracy_table(records)
+def write_report(folder: Path, places: Sequence[Path] = ()) -> Report:
+    """Write report.md, table.csv and table.json of all records below a folder; the same records give the same bytes.
+
+    What cannot be read is named in the report, and leaves the rest.
+
+    Args:
+        folder: where to write, and whose notes.md and pictures are shown.
+        places: where to look for records; none is the folder itself.
+
+    Raises:
+        ValueError: there is no record that can be read.
+    """
+    gathered = gather(*(places or (folder,)))
+    if not gathered.measured:
+        where = " and ".join(map(str, places or (folder,)))
+        nothing = f"no evaluation record below {where}; give a run, a sweep or an artefact folder"
+        raise ValueError(gathered.problems[0] if gathered.problems else nothing)
+    found = told_apart(folder, [(each.path, each.record) for each in gathered.measured])
+    table = accuracy_table([record for _, record in found])
     notes = _read(folder / "notes.md")
+    grids = folder_grids(gathered.measured, folder)
     pictures = [path.relative_to(folder) for path in sorted(folder.glob("**/*.png"))]
     text = "\n".join([
         f"# {folder.resolve().name}\n",
         *([notes] if notes else []),
+        *(["## Left out\n", *[f"- {problem}" for problem in gathered.problems], ""] if gathered.problems else []),
         *(["## Jobs\n", sweep.markdown()] if (sweep := read_sweep(folder)) else []),
         "## Robust accuracy\n",
         table.markdown(),
-        "## Verdict\n",
-        _verdicts(records),
-        *(["## What broke each sample\n", broken] if (broken := breakers(records)) else []),
-        "## Findings\n",
-        _findings(records),
-        "## Cost\n",
-        _costs(records),
-        "## Provenance\n",
-        _provenance(folder, found),
+        *(["## Methods\n", *[grid_markdown(grid, folder) for grid in grids]] if _says_more(gathered.measured) else []),
+        *(["## Paired tests\n", told] if (told := paired_markdown(grids)) else []),
+        *[part for title, section in record_sections(folder, found) for part in (f"## {title}\n", section)],
         *(["## Pictures\n", *[f"![{path}]({path.as_posix()})\n" for path in pictures]] if pictures else []),
     ])  # fmt: skip
     path = folder / "report.md"
     write_text(folder / "table.csv", table.csv())
     write_text(folder / "table.json", json.dumps(_machine_readable(table, found, folder), indent=1) + "\n")
     write_text(path, text)
-    return table, path
+    return Report(table, path, gathered, gathered.problems)
 
 
-def _told_apart(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> list[tuple[Path, EvaluationRecord]]:
-    """Return the records, with its place behind the name where a name and a seed are those of several."""
-    count = Counter((record.name, record.provenance.seed) for _, record in found)
-    return [
-        (path, replace(record, name=f"{record.name} [{path.relative_to(folder).with_suffix('').as_posix()}]"))
-        if count[record.name, record.provenance.seed] > 1 else (path, record)
-        for path, record in found
-    ]  # fmt: skip
+def _says_more(measured: Sequence[Measured]) -> bool:
+    """Tell whether there are several networks, so that means over seeds and tests say more than a row a record."""
+    return len({(each.method, each.seed, each.run) for each in measured}) > 1
 
 
 def compare_places(first: Path, second: Path, out: Path | None = None) -> list[Comparison]:
@@ -107,69 +127,7 @@ def _records_at(place: Path) -> dict[str, EvaluationRecord]:
         raise ValueError(f"there is no {place}; give a record's JSON file, or a folder that holds records")
     if place.is_file():
         return {place.stem: EvaluationRecord.load(place)}
-    return {path.relative_to(place).as_posix(): record for path, record in find_records(place)}
-
-
-def _verdicts(records: Sequence[EvaluationRecord]) -> str:
-    """Return a line for each record, what the words mean, and the rules."""
-    lines = [f"- {record.name}: {verdict(record).sentence}" for record in records]
-    return "\n".join([*lines, "", explanation("verdict"), "", rules_table()])
-
-
-def _findings(records: Sequence[EvaluationRecord]) -> str:
-    """Return what each record's checks found and what was not run, and an explanation of all that is no pass."""
-    lines, told = [], set()
-    for record in records:
-        skipped = [finding for finding in record.findings if finding.verdict == "skip"]
-        checks = [finding for finding in record.findings if finding.verdict != "skip"]
-        doubts = [finding for finding in checks if finding.verdict != "pass"]
-        if not checks:
-            lines.append(f"{record.name}: no checks were made.\n")
-        elif not doubts:
-            lines.append(f"{record.name}: all {len(checks)} checks passed.\n")
-        else:
-            lines += [f"{record.name}, {len(doubts)} of {len(checks)} checks:\n",
-                      "| check | verdict | value | what it means | touches |", "|---|---|--:|---|---|"]  # fmt: skip
-            lines += [_finding(finding) for finding in doubts]
-            lines.append("")
-        if skipped:
-            lines += ["Not run, as they do not concern the network:\n", *[f"- {each.text}" for each in skipped], ""]
-        told |= {finding.check for finding in (*doubts, *skipped)}
-    lines += [f"### {check}\n\n{text}\n" for check in sorted(told) if (text := explanations().get(check))]
-    return "\n".join(lines)
-
-
-def _finding(finding: Finding) -> str:
-    check = f"[{finding.check}](#{finding.check})" if finding.check in explanations() else finding.check
-    text, touched = finding.text.replace("|", "\\|"), ", ".join(finding.attacks) or "all numbers"
-    return f"| {check} | {finding.verdict.upper()} | {finding.value:.4g} | {text} | {touched} |"
-
-
-def _costs(records: Sequence[EvaluationRecord]) -> str:
-    """Return passes per sample of the split, a line a record; a family's are added up."""
-    passes = [_passes(record) for record in records]
-    attacks = [name for name in dict.fromkeys(name for row in passes for name in row) if name != CLEAN]
-    lines = [f"| model | {' | '.join(named(name) for name in attacks)} | crafted in |",
-             "|---|" + "--:|" * len(attacks) + "---|"]  # fmt: skip
-    for record, row in zip(records, passes, strict=True):
-        cells = [" + ".join(f"{each / max(len(record), 1):.1f}" for each in row.get(name, ())) for name in attacks]
-        lines.append(f"| {record.name} | {' | '.join(cells)} | {record.precision} |")
-    note = (
-        "Passes per sample: forwards + gradients. Attacks that share a path are run once, and counted with the "
-        "longest. Outcomes are judged in float32.\n"
-    )
-    return "\n".join([*lines, "", note])
-
-
-def _passes(record: EvaluationRecord) -> dict[str, tuple[int, int]]:
-    """Return the forwards and gradients of each attack, and of each family as a whole."""
-    found: dict[str, tuple[int, int]] = {}
-    for attack, forwards, backwards in zip(record.attacks, record.forwards, record.backwards, strict=True):
-        family = attack.partition("/")[0]
-        name = family if family in record.chains else attack
-        before = found.get(name, (0, 0))
-        found[name] = before[0] + int(forwards), before[1] + int(backwards)
-    return found
+    return {each.path.relative_to(place).as_posix(): each.record for each in find_records(place)}
 
 
 def _first_breakers(record: EvaluationRecord) -> dict[str, Any] | None:
@@ -186,7 +144,7 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
         "values": table.plain(),
         "records": [
             {
-                "model": record.name, "record": path.relative_to(folder).as_posix(), "threat": str(record.threat),
+                "model": record.name, "record": linked(path, folder), "threat": str(record.threat),
                 "samples": len(record), "chunk": record.chunk, "precision": record.precision,
                 "forwards": dict(zip(record.attacks, record.forwards.tolist(), strict=True)),
                 "backwards": dict(zip(record.attacks, record.backwards.tolist(), strict=True)),
@@ -205,39 +163,6 @@ def _machine_readable(table: Table, found: Sequence[tuple[Path, EvaluationRecord
 def _judged(record: EvaluationRecord) -> dict[str, Any]:
     kind, sentence, evidence = verdict(record)
     return {"kind": kind, "sentence": sentence, "evidence": [found._asdict() for found in evidence]}
-
-
-def _provenance(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> str:
-    lines = ["| model | record | revision | weights | data | crafted in | forwards | seed | put together on |",
-             "|---|---|---|---|---|---|--:|--:|---|"]  # fmt: skip
-    for path, record in found:
-        about = record.provenance
-        revision = (about.revision[:10] or "installed") + (" (modified)" if about.dirty else "")
-        machine = f"{about.host['processor']}, {about.host['threads']} threads, {about.host['accelerator']}"
-        lines.append(
-            f"| {record.name} | [{path.stem}]({path.relative_to(folder).as_posix()}) | {revision} | "
-            f"{about.hashes.get('weights', '')} | {about.hashes.get('data', '')} | {record.precision} | "
-            f"{int(record.forwards.sum())} | {about.seed} | {machine} |"
-        )
-    commands = list(dict.fromkeys(record.provenance.command for _, record in found))
-    note = (
-        "A record names the revision, the versions and the machine of the process that put it together; what this "
-        "found in a ledger, such as that of shards, may have been attacked elsewhere.\n"
-    )
-    lines += ["", note, "Commands:", "", *[f"    {command}" for command in commands], ""]
-    return "\n".join([*lines, *_versions(folder, found)])
-
-
-def _versions(folder: Path, found: Sequence[tuple[Path, EvaluationRecord]]) -> list[str]:
-    """Return the packages' versions, once where all records have the same, else with the records that have each."""
-    holders: dict[str, list[str]] = {}
-    for path, record in found:
-        versions = sorted(record.provenance.versions.items())
-        text = ", ".join(f"{name} {version}" for name, version in versions)
-        holders.setdefault(text, []).append(path.relative_to(folder).with_suffix("").as_posix())
-    if len(holders) == 1:
-        return [f"Versions: {text}.\n" for text in holders]
-    return [f"Versions of {', '.join(records)}: {text}.\n" for text, records in holders.items()]
 
 
 def _read(path: Path) -> str:

@@ -121,6 +121,14 @@ def _number(text: str) -> float:
     return float(Fraction(text))
 
 
+def as_number(text: str) -> float | None:
+    """Return what a text such as 0.5 or 8/255 is, or None where it is no number."""
+    try:
+        return _number(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
 def _are_numbers(texts: Sequence[str]) -> bool:
     try:
         return bool([_number(text) for text in texts if text])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -70,7 +71,7 @@ class Table(NamedTuple):
         for heading in ("n", *self.headings):
             table.add_column(heading, justify="right")
         for name, threat, n, values in self.rows:
-            table.add_row(name, threat, str(n), *[_stacked(value) for value in values])
+            table.add_row(escape(name), threat, str(n), *[_stacked(value) for value in values])
         told: dict[str, list[str]] = {}
         for row, sentence in zip(self.rows, self.verdicts, strict=True):
             told.setdefault(sentence, []).append(row.name)

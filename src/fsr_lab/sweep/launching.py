@@ -110,7 +110,8 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
         runs: the jobs that were asked for; None is that it did not come to any.
     """
     jobs = refresh(sweep)
-    print_report(sweep)
+    for problem in print_report(sweep):
+        session.tell(ValueError(problem))
     mine = {run: job for run, job in jobs.items() if run in (runs or ())}
     for job in mine.values():
         session.exit_code = max(session.exit_code, job.code)

@@ -39,7 +39,7 @@ def join(cfg: DictConfig) -> None:
         ) from err
     remote = OmegaConf.to_container(cfg.hydra.launcher.ray.remote, resolve=True)
     try:
-        check_room(cast(dict[str, Any], remote), ray.nodes())  # type: ignore[no-untyped-call]
+        check_room(cast(dict[str, Any], remote), ray.nodes())
     except ValueError:
         ray.shutdown()
         raise

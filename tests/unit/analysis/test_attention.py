@@ -1,5 +1,6 @@
 """Attention maps against the closed form of a linear head behind a mean."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -71,3 +72,9 @@ def test_whose_score_is_asked_for(study, attack):
 def test_what_cannot_be_is_refused(wrong, said, attack):
     with pytest.raises(ValueError, match=said):
         Attention(attack=attack, **wrong)
+
+
+def test_a_missing_package_names_the_command(study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ImportError, match=r"pip install 'fsr-lab\[analysis\]'"):
+        grad_cam(study.model, study.model.backbone, "layer4", torch.rand(1, 3, 32, 32), torch.tensor([0]))

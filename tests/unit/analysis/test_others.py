@@ -54,6 +54,7 @@ def test_the_random_mask_is_as_dense_as_the_real_one(study):
     assert list(found.records) == ["random_mask"]
 
 
+@pytest.mark.slow
 def test_an_ablation_has_fewer_parts(study):
     swap = FeatureSwap(parts=("f_minus", "f_tilde_minus"), random_mask=False, of_the_whole=False)
     found = swap(replace(study, model=network(use_rec=False)))
