@@ -43,10 +43,12 @@ def cluster():
     """Return the address of a cluster of two nodes, the second of which has a resource of its own."""
     from ray.cluster_utils import Cluster
 
+    before = signal.getsignal(signal.SIGTERM)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes.add_node(num_cpus=1, resources={"big": 1})
     yield nodes.address
     nodes.shutdown()
+    signal.signal(signal.SIGTERM, before)  # Ray sets one of its own
 
 
 def states(sweep):
