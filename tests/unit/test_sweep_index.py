@@ -1,11 +1,13 @@
 """A sweep's index: what the jobs' directories say, whoever writes, and whoever is killed."""
 
 import csv
+import io
 import signal
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from fsr_lab.engine.lock import held, is_held
 from fsr_lab.report.sweep import axes_of, read_sweep
@@ -176,6 +178,13 @@ def test_only_what_differs_is_a_column_and_only_numbers_are_axes(tmp_path):
     assert sweep.cells(sweep.rows[1])[:4] == ["1", "8/255", "1", "finished"]
     assert sweep.cells(sweep.rows[1])[5] == "1.00"
     assert sweep.summary == "2 jobs: 2 finished"
+
+
+def test_a_terminals_table_shows_brackets_as_they_are(tmp_path):
+    sweep = swept(tmp_path, ("defense.at=layer3",), ("defense.at=[layer3,layer4]",))
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(sweep.rich())
+    assert "[layer3,layer4]" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
