@@ -164,6 +164,25 @@ def test_a_job_that_another_sweep_has_done_meanwhile_is_not_done_again(fsr, comm
     assert "job 1 failed: of the other process" in outcome.out
 
 
+def test_a_disk_that_takes_no_log_stops_no_job_and_hides_no_error(fsr, command, tmp_path, monkeypatch):
+    from fsr_lab.engine import run as engine
+
+    def training(cfg, run, *, command, overrides):
+        print("what it was at", flush=True)
+        if run.name == "job0":
+            raise OSError("the disk went away")
+
+    monkeypatch.setattr(engine, "train", training)
+    for seed in (0, 1):
+        (tmp_path / "sweep" / f"job{seed}").mkdir(parents=True)
+        (tmp_path / "sweep" / f"job{seed}" / "job.log").symlink_to("/dev/full")
+    outcome = fsr(*command("seed=0,1", "hydra.sweep.subdir=job${seed}"))
+    assert outcome.code == 2
+    assert states(tmp_path / "sweep") == {"0": "failed", "1": "finished"}
+    assert "fsr: the disk went away" in outcome.err
+    assert outcome.out.count("what it was at") == 2
+
+
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """Stand in for a Slurm that has job 12_0 until it was asked for it three times, and that takes no other."""
@@ -214,6 +233,7 @@ WRONG = {
     "an unknown launcher": (["seed=0,1", "launcher=slrm"], ["no launcher named 'slrm'", "'slurm'"]),
     "jobs of two launchers": (["launcher=joblib_gpus", "launcher.cores=1,2"], ["launcher.cores", "one launcher"]),
     "more GPUs than there are": (["seed=0,1", "trainer.accelerator=gpu", "trainer.devices=999"], ["asks for 999 GPUs"]),
+    "a grid of what is not there": (["hparams_search=tau_grid"], ["varies defense.module.tau", "defense=fsr"]),
     "an unknown grid": (["hparams_search=tau"], ["no hparams_search named 'tau'", "'tau_grid'"]),
 }  # fmt: skip
 

@@ -51,7 +51,8 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
         slurm.check_slurm(cfg)
         submissions = slurm_queue.own_folder(cfg, sweep)
     if cfg.hydra.sweeper._target_ == GRID:
-        jobs = _planned(verb, cfg, hydra, slurm_queue.in_hand(sweep).values() if is_slurm else ())
+        there = slurm_queue.in_hand(sweep) if is_slurm else {}
+        jobs = _planned(verb, cfg, hydra, {run for run in there.values() if run is not None})
         runs, due = [job.run for job in jobs], [job for job in jobs if job.is_due]
     else:
         _room(cfg, is_pool=cfg.hydra.launcher._target_ == POOL)
@@ -104,7 +105,7 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
         print("the same command with retry=true runs what failed again")
 
 
-def _planned(verb: str, cfg: DictConfig, hydra: Hydra, in_hand: Collection[Path | None]) -> list[Planned]:
+def _planned(verb: str, cfg: DictConfig, hydra: Hydra, in_hand: Collection[Path]) -> list[Planned]:
     """Return the plan, and let a pool of processes be as large as the machine has room for jobs."""
     room: list[int] = []
     is_pool = cfg.hydra.launcher._target_ == POOL

@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fsr_lab.arguments import key_of, quoted
@@ -77,7 +78,8 @@ def plan(
         job = replace(before or Job(number=number, overrides=words), number=number, overrides=words)
         if is_wanted:
             job = replace(job, state=QUEUED, error="", code=0)
-        if before is None or is_wanted or (job.state != RUNNING and run not in in_hand):
+        may_write = before is None or is_wanted or (job.state != RUNNING and run not in in_hand)
+        if may_write and job != before:  # one that was queued may begin at this instant
             job.write(run)
     OmegaConf.save(cfg, sweep / "multirun.yaml")
     refresh(sweep, [job.run for job in planned])
@@ -140,9 +142,18 @@ def composed(
     """Return a job's directory, its overrides with a name for that where it needs one, and its config.
 
     Raises:
-        ValueError: it is named by its number.
+        ValueError: it is named by its number, or the grid varies what it does not have.
     """
-    job_cfg = loader.load_sweep_config(cfg, list(words))
+    try:
+        job_cfg = loader.load_sweep_config(cfg, list(words))
+    except ConfigCompositionException as err:
+        for key in unresolved(cfg.hydra.sweeper.params or {}):
+            if f"'{key}'" in str(err):
+                raise ValueError(
+                    f"the grid varies {key}, which this configuration does not have; choose what has it, such as "
+                    "defense=fsr, or another hparams_search="
+                ) from err
+        raise
     with open_dict(job_cfg):
         job_cfg.hydra.job.num = number
         job_cfg.hydra.job.id = str(number)

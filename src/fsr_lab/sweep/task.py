@@ -3,7 +3,7 @@
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -49,21 +49,20 @@ class Task:
 
         hydra = HydraConfig.get()
         run, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 if is_stopping(sweep):
                     return None
                 stack.enter_context(held(run))
-            except (OSError, RuntimeError, ValueError) as err:  # another process is at it, and tells of it
-                Session(self.command).tell(err)
-                return None
-            job = Job.read(run)
-            if job is not None and job.state in (FINISHED, FAILED):  # two sweeps had planned it, and one was first
-                print(f"{run} has {job.state} meanwhile, and is left as it is")
-            else:
-                log = stack.enter_context(logged(run / LOG))
-                job = self._work(cfg, run, sweep, log)
-            return job.results.get(OBJECTIVE)
+                job = Job.read(run)
+                if job is not None and job.state in (FINISHED, FAILED):  # two sweeps had planned it, and one was first
+                    print(f"{run} has {job.state} meanwhile, and is left as it is")
+                else:
+                    job = self._work(cfg, run, sweep, stack.enter_context(logged(run / LOG)))
+                return job.results.get(OBJECTIVE)
+        except (OSError, RuntimeError, ValueError) as err:  # another process is at it, or its own files are refused
+            Session(self.command).tell(err)
+            return None
 
     def _work(self, cfg: DictConfig, run: Path, sweep: Path, log: TextIO) -> Job:
         from fsr_lab.report.results import results
@@ -87,7 +86,8 @@ class Task:
             except BaseException as err:
                 if requeue is not None and requeue.is_done:
                     raise SystemExit(INTERRUPTED_CODE) from err  # with no result, for which the sweep waits on
-                traceback.print_exception(err, file=log)
+                with suppress(OSError):
+                    traceback.print_exception(err, file=log)
                 session.tell(err)
                 stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
                 state = FAILED if stopped is None else INTERRUPTED
