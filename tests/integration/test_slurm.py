@@ -187,7 +187,7 @@ def test_a_sweep_started_again_while_its_jobs_wait_submits_none_twice(sweep):
     assert "Slurm has 2 of these jobs already, which are not submitted again but waited for" in out
     assert "3 jobs: 3 finished" in out
     assert [sweep.job(seed)["attempts"] for seed in (0, 1, 2)] == [1, 1, 1]
-    submitted = [path for path in sweep.place.glob(".submitit/*/*") if path.is_dir()]
+    submitted = list(sweep.place.glob(".submitit/*/*/*_submitted.pkl"))
     assert len(submitted) == 3
 
 
