@@ -229,8 +229,10 @@ supplement-features: setup  ## masks, and how far an attack moves features, with
 	done; done
 	$(call report,supplement_features)
 
-pages: setup  ## the pages, tables and Markdown of every artefact in experiments/, from the records kept there
+pages: setup  ## every artefact's page in experiments/, and the README's results, from the records kept there
 	for folder in experiments/*/manifest.yaml; do $(BIN)/fsr report $$(dirname $$folder) > /dev/null || exit; done
+	$(BIN)/fsr report experiments/adaptive > /dev/null
+	$(BIN)/python experiments/readme.py
 
 test-pages: setup  ## the tests of pages in Chromium and of tables in LaTeX; installs both where apt-get is at hand
 	@command -v chromium > /dev/null && command -v pdflatex > /dev/null || \

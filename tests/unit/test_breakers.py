@@ -80,6 +80,14 @@ def test_families_within_a_chain_are_columns_of_it():
     }  # fmt: skip
 
 
+def test_a_family_that_is_a_part_of_no_other_chain_is_shown():
+    outcome = {name: WITH_MASK[name] for name in ("clean", "apgd_ce", "a2/x", "a2/y")}
+    table = accuracy_table([record(outcome, asked={"a2": Asked((), ("a2",))})])
+    assert table.markdown().splitlines()[0] == "| model | threat | n | Natural | APGD-CE | +A2 |"
+    assert " +: what is right and withstands it" in table.note
+    assert "What broke" not in table.note
+
+
 def test_two_networks_share_the_columns_whatever_concerned_them():
     table = accuracy_table([record(), record(WITHOUT, name="AT", findings=[SKIPPED])])
     assert table.headings == accuracy_table([record()]).headings
@@ -105,6 +113,20 @@ def test_what_was_asked_otherwise_is_not_compared():
     alike = {"limits": {"a2": 9}}
     assert compare(record(**alike), record(**alike)).unlike == ()
     assert compare(record(**alike, chunk=50), record(**alike)).unlike == ("+A2", "Adaptive worst case")
+
+
+def test_what_a_familys_transfer_attacks_craft_on_may_be_each_networks_own():
+    first, second = (
+        SETTINGS | {"a2/x": f"Transfer(source=<{kin}, weights {kin}>, attack=PGD(steps=50))"} for kin in ("AT", "FSR")
+    )
+    comparison = compare(record(settings=first), record(settings=second))
+    assert "Adaptive worst case" in {column.heading for column in comparison.columns}
+    assert comparison.unlike == ()
+    stronger = {name: text.replace("steps=50", "steps=99") for name, text in second.items()}
+    assert compare(record(settings=first), record(settings=stronger)).unlike == ("+A2", "Adaptive worst case")
+    # by itself, as in Table 3, a transfer attack is one test where it is from one network
+    alone = [SETTINGS | {"fgsm": settings["a2/x"]} for settings in (first, second)]
+    assert compare(*(record(settings=settings) for settings in alone)).unlike[0] == "FGSM"
 
 
 def test_a_skipped_check_marks_no_number():

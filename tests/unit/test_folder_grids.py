@@ -33,6 +33,24 @@ def test_seeds_are_one_row(tmp_path):
     assert [number.seed for number in line.cells[0].numbers] == [0, 1, 2]
 
 
+def test_a_run_tells_its_own_seed_where_its_name_does_not(tmp_path):
+    for seed, about in (("0", '{"seed": 0}'), ("1", '{"seed": 1}')):
+        run = tmp_path / f"at_s{seed}"
+        made_record(rates(80, 40), weights=seed).save(run / "records", "evaluation")  # its own seed is of the draws
+        (run / "provenance.json").write_text(about)
+    (grid,) = folder_grids(gather(tmp_path).measured, tmp_path)
+    (line,) = grid.lines
+    assert [number.seed for number in line.cells[0].numbers] == [0, 1]
+
+
+@pytest.mark.parametrize("about", ["", "{}", '{"seed": null}', "[]"])
+def test_a_run_that_tells_no_seed_has_that_of_its_record(tmp_path, about):
+    made_record(rates(80, 40), seed=3).save(tmp_path / "at" / "records", "last")
+    (tmp_path / "at" / "provenance.json").write_text(about)
+    (each,) = gather(tmp_path).measured
+    assert each.seed == 3
+
+
 def test_what_a_sweep_varied_tells_rows_apart(tmp_path):
     for tau in ("0.1", "5"):
         made_record(rates(80, 40)).save(tmp_path / f"tau={tau},seed=0" / "records", "last")

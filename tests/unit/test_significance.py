@@ -1,5 +1,6 @@
 """What is bold: Holm's correction against its definition by closed testing, and the rule case by case."""
 
+from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from records import made_record
 
+from fsr_lab.core.record import Finding
 from fsr_lab.report.columns import columns_of, value
 from fsr_lab.report.grid import Cell, Grid, Line, Number
 from fsr_lab.report.significance import holm, with_tests
@@ -28,12 +30,12 @@ def test_holm_of_nothing():
     assert holm([]) == []
 
 
-def row(name, *counts, group=0, checkpoint="last", n=400, start=0):
+def row(name, *counts, group=0, checkpoint="last", n=400, start=0, findings=()):
     """Return a row of one column, Natural: of each seed how many of n are right, the first from `start` on."""
     numbers = []
     for seed, count in enumerate(counts):
         right = np.roll(np.arange(n) < count, start)
-        record = made_record({"clean": right}, name=name, seed=seed)
+        record = replace(made_record({"clean": right}, name=name, seed=seed), findings=findings)
         (column,) = columns_of(record)
         numbers.append(Number(value(record, column), seed, Path(f"{name}{seed}.json"), record))
     return Line(name=name, checkpoint=checkpoint, group=group, cells=(Cell(numbers=tuple(numbers)),))
@@ -82,6 +84,16 @@ def test_of_a_reference_each_is_tested_against_it_alone():
         ("reference", "one"), ("reference", "two"),
     ]  # fmt: skip
     assert [line.name for line in grid.lines if line.cells[0].is_bold] == ["two"]
+
+
+def test_what_a_failed_check_touches_is_neither_tested_nor_bold_nor_a_rival():
+    failed = Finding("gradients", "fail", 1.0, "every gradient is zero", ())
+    lines = row("low", 100), row("high", 200), row("broken", 380, findings=(failed,))
+    grid, (one, other) = with_tests(Grid(title="t", headings=("Natural",), lines=lines))
+    assert [line.name for line in grid.lines if line.cells[0].is_bold] == ["high"]
+    assert {(test.first, test.second) for test in grid.tests} == {(0, 1)}
+    assert one.startswith("t, low (last) and broken (last), Natural: a check of one of the evaluations failed")
+    assert other.startswith("t, high (last) and broken (last), Natural: a check")
 
 
 def test_many_tests_need_more():

@@ -133,7 +133,18 @@ def counts(table, row=0):
 def test_a_chains_members_show_what_is_left_after_them():
     table = accuracy_table([record("net", LEFT, chains=AUTOATTACK)])
     assert counts(table) == {"Natural": 4, "+APGD-CE": 3, "+APGD-T": 2, "+Square": 1, "AutoAttack": 1}
-    assert "+ is what is left after it" in table.note
+    assert [row["column"] for row in table.plain()] == list(table.headings)
+
+
+def test_what_is_for_reading_has_the_whole_chain_alone():
+    table = accuracy_table([record("net", LEFT, chains=AUTOATTACK)])
+    assert table.markdown().splitlines()[0] == "| model | threat | n | Natural | AutoAttack |"
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table.rich())
+    said = console.export_text()
+    assert "AutoAttack" in said
+    assert "+Square" not in said
+    assert "what each of them left stands under What broke each sample" in table.note
 
 
 def test_an_attack_alone_and_in_a_chain_are_two_columns():

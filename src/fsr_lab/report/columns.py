@@ -21,6 +21,8 @@ HEADINGS = {
 """How a table calls attacks, families and chains; another is called by its own name."""
 ENSEMBLE, ENSEMBLE_AND_CLEAN = "Ensemble", "Ensemble ∧ clean"
 DAGGER = "†"
+PART = "+"
+"""Begins the heading of a part of a chain."""
 
 
 class Value(NamedTuple):
@@ -81,7 +83,7 @@ def columns_of(record: EvaluationRecord) -> list[Column]:
         before, own = record.order(chain)
         for place, name in enumerate(own, start=1):
             if record.members(name):
-                found.append(_column(record, f"+{named(name)}", (CLEAN, *before, *own[:place])))
+                found.append(_column(record, f"{PART}{named(name)}", (CLEAN, *before, *own[:place])))
         if own != (chain,):
             found.append(_column(record, named(chain), (CLEAN, *before, *own)))
     return list(dict.fromkeys(found))  # a family within a chain is a part of it, and a chain too
@@ -96,6 +98,15 @@ def united(records: Sequence[EvaluationRecord]) -> tuple[Column, ...]:
     """Return the columns of several records: attacks in the order they are met in, then Ensembles, then chains."""
     found = dict.fromkeys(column for record in records for column in columns_of(record))
     return tuple(sorted(found, key=_rank))
+
+
+def steps(columns: Sequence[Column]) -> set[Column]:
+    """Return the columns that are a part of a longer chain among them: a table for reading shows the whole alone."""
+    parts = [column for column in columns if column.heading.startswith(PART)]
+    return {
+        part for part in parts
+        if any(other != part and other.asked[: len(part.asked)] == part.asked for other in columns)
+    }  # fmt: skip
 
 
 def value(record: EvaluationRecord, column: Column) -> Value | None:

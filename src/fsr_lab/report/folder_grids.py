@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from fsr_lab.report.columns import united, value
+from fsr_lab.report.columns import steps, united, value
 from fsr_lab.report.gather import Measured
 from fsr_lab.report.grid import Cell, Grid, Line, Number
 from fsr_lab.report.manifest import setting_name
@@ -50,7 +50,8 @@ def settings_of(name: str) -> dict[str, str]:
 
 
 def _grid(measured: Sequence[Measured], folder: Path) -> Grid:
-    columns = united([each.record for each in measured])
+    every = united([each.record for each in measured])
+    columns = [column for column in every if column not in steps(every)]
     rows: dict[Place, list[Measured]] = {}
     for place, each in zip(_places(measured, folder), measured, strict=True):
         rows.setdefault(place, []).append(each)

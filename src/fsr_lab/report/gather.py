@@ -1,5 +1,6 @@
 """What lies below a folder: runs, their records and analyses; what cannot be read is told and leaves the rest."""
 
+import json
 import os
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from fsr_lab.core.analysis import FOLDER, AnalysisRecord
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.report.manifest import MANIFEST
 
-RECORDS, METRICS, SAMPLES = "records", "metrics", "samples.npz"
+RECORDS, METRICS, SAMPLES, PROVENANCE = "records", "metrics", "samples.npz", "provenance.json"
 
 CHECKPOINT = re.compile(r"^(?P<method>.*) \((?P<checkpoint>(?:last|best)(?:, \w+)?)\)(?P<rest>.*)$", re.DOTALL)
 """How a record's name tells the checkpoint, and its average: "AT (best, ema)"."""
@@ -49,7 +50,7 @@ class Measured:
 
     @property
     def seed(self) -> int:
-        """The run's, where its directory tells it; that of a later evaluation is of the attacks' draws."""
+        """The run's, where its directory tells it: the record's own is of the attacks' draws."""
         return seed_of(self.run, self.record.provenance.seed)
 
     @property
@@ -124,9 +125,14 @@ def read_runs(runs: Iterable[Path]) -> Gathered:
 
 
 def seed_of(run: Path, otherwise: int) -> int:
-    """Return the seed that a run directory's name tells, or another one."""
+    """Return the seed of a run by its directory's name, or by what it says of its training, or another one."""
     found = SEED.search(run.name)
-    return int(found[1]) if found else otherwise
+    if found:
+        return int(found[1])
+    try:
+        return int(json.loads((run / PROVENANCE).read_text())["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return otherwise
 
 
 def run_names(gathered: Gathered) -> dict[Path, str]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ NOTE = (
     "95 % interval for paired proportions; p: McNemar's test, exact and two-sided, on the samples that only one of the "
     "two withstands. Each column is a test of its own: no correction is made for their number."
 )
+KIN = re.compile(r"source=<[^>]*>")
+"""What a transfer attack's settings tell of the network that it crafts on."""
 FIELDS = ("column", "n", "first", "second", "difference", "low", "high", "only_first", "only_second", "p")
 
 
@@ -169,10 +172,11 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
 def _conditions(record: EvaluationRecord, column: Column) -> tuple[object, ...]:
     """Return what must be the same in two records for a column to be of the same test.
 
-    Attacks that did not concern one of the networks were asked for in both, and their settings are in both.
+    Attacks that did not concern one of the networks were asked for in both, and their settings are in both. What a
+    family's transfer attacks craft on is each network's own kin: its worst case is by the attacks that know it best.
     """
     settings = {
-        name: text for name, text in record.settings.items()
+        name: KIN.sub("", text) if "/" in name else text for name, text in record.settings.items()
         if name in column.asked or name.partition("/")[0] in column.asked
     }  # fmt: skip
     limits = limits_of(record, column)

@@ -6,15 +6,17 @@ from itertools import combinations
 
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.report.grid import Cell, Grid, Line, RowTest
-from fsr_lab.report.paired import Comparison, compare
+from fsr_lab.report.paired import Comparison, Paired, compare
 
 LEVEL = 0.05
+FAILED = "a check of one of the evaluations failed, and its number is not to be believed; see the findings"
+UNLIKE = "the attack has other settings in the two; evaluate both alike to compare them"
 
 RULE = (
     "Bold: the highest number of its group in a column, where McNemar's exact two-sided test on the same test images "
     "tells it from each row that it is tested against, at 5 % after Holm's correction for all tests of the table on "
-    "the same checkpoint, and so for every seed that both rows have. The test speaks of these networks on these "
-    "images; what other seeds would give, several seeds tell."
+    "the same checkpoint, and so for every seed that both rows have. A number marked † is neither tested nor bold. The "
+    "test speaks of these networks on these images; what other seeds would give, several seeds tell."
 )
 
 
@@ -27,10 +29,10 @@ def with_tests(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str
 
     Returns:
         The grid, and a line of cause and cure for each two rows that may not be compared: of other images or another
-        threat.
+        threat, under attacks of other settings, or by numbers that a failed check touches.
     """
     found: list[RowTest] = []
-    refused: dict[str, None] = {}
+    untested: dict[tuple[str, str], dict[str, None]] = {}
     seen: dict[tuple[int, int], Comparison | str] = {}
     for first, second in _pairs(grid.lines, reference):
         for column, heading in enumerate(grid.headings):
@@ -39,18 +41,14 @@ def with_tests(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str
                 key = (id(left), id(right))
                 if key not in seen:
                     seen[key] = _compared(left, right)
-                comparison = seen[key]
-                if isinstance(comparison, str):
+                paired = FAILED if one.mark or other.mark else _paired(seen[key], heading)
+                if isinstance(paired, str):
                     names = f"{grid.lines[first].title} and {grid.lines[second].title}"
-                    refused[f"{grid.title}, {names}, {heading}: {comparison}"] = None
-                    continue
-                paired = next((each for each in comparison.columns if each.heading == heading), None)
-                if paired is None:
-                    names = f"{grid.lines[first].title} and {grid.lines[second].title}"
-                    refused[f"{grid.title}, {names}, {heading}: the attack has other settings in the two"] = None
+                    untested.setdefault((names, paired), {})[heading] = None
                     continue
                 checkpoint = grid.lines[first].checkpoint
                 found.append(RowTest(heading, checkpoint, first, second, seed, paired, paired.p))
+    refused = [f"{grid.title}, {names}, {', '.join(own)}: {why}" for (names, why), own in untested.items()]
     tests = _adjusted(found)
     lines = tuple(
         replace(line, cells=tuple(
@@ -58,7 +56,7 @@ def with_tests(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str
         ))
         for place, line in enumerate(grid.lines)
     )  # fmt: skip
-    return replace(grid, lines=lines, tests=tuple(tests), untested=tuple(refused)), list(refused)
+    return replace(grid, lines=lines, tests=tuple(tests), untested=tuple(refused)), refused
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -102,6 +100,13 @@ def _compared(left: EvaluationRecord, right: EvaluationRecord) -> Comparison | s
         return str(err)
 
 
+def _paired(comparison: Comparison | str, heading: str) -> Paired | str:
+    """Return the test in one column, or why there is none."""
+    if isinstance(comparison, str):
+        return comparison
+    return next((each for each in comparison.columns if each.heading == heading), UNLIKE)
+
+
 def _adjusted(tests: Sequence[RowTest]) -> list[RowTest]:
     found = list(tests)
     for checkpoint in {test.checkpoint for test in tests}:
@@ -112,14 +117,18 @@ def _adjusted(tests: Sequence[RowTest]) -> list[RowTest]:
 
 
 def _is_bold(grid: Grid, tests: Sequence[RowTest], place: int, column: int) -> bool:
-    """Tell whether a row is the highest of its group in a column, and significantly so wherever it was tested."""
+    """Tell whether a row is the highest of its group in a column, and significantly so wherever it was tested.
+
+    A number that a failed check touches neither is the highest nor keeps another from being it.
+    """
     line = grid.lines[place]
     mean = line.cells[column].mean
     rivals = [
         other.cells[column].mean for index, other in enumerate(grid.lines)
         if index != place and (other.group, other.checkpoint) == (line.group, line.checkpoint)
+        and not other.cells[column].mark
     ]  # fmt: skip
-    if mean is None or any(rival is not None and rival >= mean for rival in rivals):
+    if mean is None or line.cells[column].mark or any(rival is not None and rival >= mean for rival in rivals):
         return False
     own = [test for test in tests if test.heading == grid.headings[column] and place in (test.first, test.second)]
     wins = [(test.paired.difference > 0) == (place == test.second) and test.paired.difference != 0 for test in own]

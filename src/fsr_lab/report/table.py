@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fsr_lab.core.record import EvaluationRecord
-from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, Value, limited_name, united, value
+from fsr_lab.report.columns import DAGGER, ENSEMBLE_AND_CLEAN, PART, Value, limited_name, steps, united, value
 from fsr_lab.report.verdict import verdict
 
 NOTE = "Accuracy in percent on n test images, with Wilson's 95 % interval."
@@ -20,8 +20,10 @@ ENSEMBLE_NOTE = (
     " Ensemble: the samples that withstand all of FGSM, PGD-20, PGD-100 and C&W (Eq. 6); ∧ clean: and are right "
     "unattacked, the released code's convention."
 )
+PART_NOTE = " +: what is right and withstands it; its attacks are run one after another, on what those before it left."
 CHAIN_NOTE = (
-    " A chain's attacks are run on the samples that are right and withstood those before: + is what is left after it."
+    " A chain's attacks are run on the samples that are right and withstood those before it; what each of them left "
+    "stands under What broke each sample in the report."
 )
 DAGGER_NOTE = f" {DAGGER}: a check of this evaluation failed, and the number is not to be believed; see the findings."
 
@@ -38,17 +40,21 @@ class Row(NamedTuple):
 class Table(NamedTuple):
     """Rows of accuracies under common headings; a missing value is None.
 
+    What is for reading leaves out the steps of a chain, which "What broke each sample" tells of; CSV and JSON have all.
+
     Attributes:
         headings: of the columns.
         rows: one per record.
         limits: sentences on attacks that were run on a part of the samples.
         verdicts: a sentence for each row, on whether its numbers are real.
+        steps: the headings of the columns that are parts of others.
     """
 
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
     limits: tuple[str, ...] = ()
     verdicts: tuple[str, ...] = ()
+    steps: frozenset[str] = frozenset()
 
     @property
     def note(self) -> str:
@@ -56,7 +62,9 @@ class Table(NamedTuple):
         note = NOTE
         if ENSEMBLE_AND_CLEAN in self.headings:
             note += ENSEMBLE_NOTE
-        if any(heading.startswith("+") for heading in self.headings):
+        if any(heading.startswith(PART) for heading in self._shown):
+            note += PART_NOTE
+        if self.steps:
             note += CHAIN_NOTE
         note += "".join(f" {limit}" for limit in self.limits)
         if any(value is not None and value.is_doubtful for row in self.rows for value in row.values):
@@ -68,10 +76,10 @@ class Table(NamedTuple):
         table = RichTable(caption=self.note, caption_justify="left", caption_style="dim")
         table.add_column("model")
         table.add_column("threat")
-        for heading in ("n", *self.headings):
+        for heading in ("n", *self._shown):
             table.add_column(heading, justify="right")
-        for name, threat, n, values in self.rows:
-            table.add_row(escape(name), threat, str(n), *[_stacked(value) for value in values])
+        for row in self.rows:
+            table.add_row(escape(row.name), row.threat, str(row.n), *[_stacked(value) for value in self._read(row)])
         told: dict[str, list[str]] = {}
         for row, sentence in zip(self.rows, self.verdicts, strict=True):
             told.setdefault(sentence, []).append(row.name)
@@ -79,11 +87,11 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """Return the table as GitHub's Markdown, with its note."""
-        lines = ["| model | threat | n | " + " | ".join(self.headings) + " |",
-                 "|---|---|--:|" + "--:|" * len(self.headings)]  # fmt: skip
-        for name, threat, n, values in self.rows:
-            cells = ["" if value is None else str(value) for value in values]
-            lines.append(f"| {name} | {threat} | {n} | " + " | ".join(cells) + " |")
+        lines = ["| model | threat | n | " + " | ".join(self._shown) + " |",
+                 "|---|---|--:|" + "--:|" * len(self._shown)]  # fmt: skip
+        for row in self.rows:
+            cells = ["" if value is None else str(value) for value in self._read(row)]
+            lines.append(f"| {row.name} | {row.threat} | {row.n} | " + " | ".join(cells) + " |")
         return "\n".join(lines) + f"\n\n{self.note}\n"
 
     def csv(self) -> str:
@@ -109,6 +117,14 @@ class Table(NamedTuple):
             if value is not None
         ]  # fmt: skip
 
+    @property
+    def _shown(self) -> list[str]:
+        return [heading for heading in self.headings if heading not in self.steps]
+
+    def _read(self, row: Row) -> list[Value | None]:
+        pairs = zip(self.headings, row.values, strict=True)
+        return [value for heading, value in pairs if heading not in self.steps]
+
 
 FIELDS = ("model", "threat", "column", "correct", "n", "percent", "low", "high", "marks")
 
@@ -133,7 +149,9 @@ def accuracy_table(records: Sequence[EvaluationRecord]) -> Table:
         for record in records
     )
     verdicts = tuple(verdict(record).sentence for record in records)
-    return Table(tuple(column.heading for column in columns), rows, tuple(_limits(records)), verdicts)
+    headings = tuple(column.heading for column in columns)
+    parts = frozenset(column.heading for column in steps(columns))
+    return Table(headings, rows, tuple(_limits(records)), verdicts, parts)
 
 
 def _limits(records: Sequence[EvaluationRecord]) -> Iterator[str]:
