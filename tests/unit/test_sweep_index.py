@@ -1,6 +1,7 @@
 """A sweep's index: what the jobs' directories say, whoever writes, and whoever is killed."""
 
 import csv
+import errno
 import io
 import signal
 import subprocess
@@ -107,6 +108,17 @@ def test_writers_of_one_index_lose_no_row_and_no_reader_sees_half_of_it(tmp_path
             assert {row["state"] for row in rows(tmp_path)} == {"finished"}
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     assert [int(row["seed"]) for row in rows(tmp_path)] == list(range(30))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_has_an_index_all_the_same(tmp_path, monkeypatch, number):
+    def missing(fd, kind):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    for seed in (0, 1):
+        refresh(tmp_path, [queued(tmp_path, seed, f"seed={seed}")])
+    assert [row["seed"] for row in rows(tmp_path)] == ["0", "1"]
 
 
 def test_a_lost_index_is_found_again_in_the_directories(tmp_path):
