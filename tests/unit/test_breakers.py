@@ -134,6 +134,23 @@ def test_a_skipped_check_marks_no_number():
     assert not any(value.is_doubtful for value in table.rows[0].values)
 
 
+@pytest.mark.parametrize(
+    ("finding", "marked"),
+    [
+        (Finding("gradients", "fail", 1.0, "zero"), ["FGSM", "PGD-20", "+APGD-CE", "AutoAttack"]),
+        (Finding("gradient-free", "fail", 0.1, "Square is ahead", ("pgd20",)), ["PGD-20", "+APGD-CE", "AutoAttack"]),
+        (Finding("train-mode", "fail", 1.0, "a layer is in training mode"), [
+            "Natural", "FGSM", "PGD-20", "+APGD-CE", "AutoAttack", "+A1", "+A2", "Adaptive worst case",
+        ]),
+    ],
+)  # fmt: skip
+def test_gradients_that_mislead_doubt_what_rests_on_them_alone(finding, marked):
+    asked = ASKED | {"autoattack": Asked(("pgd20",), ("apgd_ce",))}
+    table = accuracy_table([record(asked=asked, findings=(finding,))])
+    values = zip(table.headings, table.rows[0].values, strict=True)
+    assert [heading for heading, value in values if value.is_doubtful] == marked
+
+
 def test_a_limit_is_told_under_the_table():
     said = "A2 on at most 9 of the samples left in each chunk"
     table = accuracy_table([record(limits={"a2": 9}), record(WITHOUT, name="AT")])

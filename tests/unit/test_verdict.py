@@ -13,12 +13,13 @@ from fsr_lab.core.provenance import Provenance
 from fsr_lab.core.record import CLEAN, EvaluationRecord, Finding
 from fsr_lab.core.threat import Threat
 from fsr_lab.evaluation.doctor import DEEP, EXAMINATION, REVIEW, review
+from fsr_lab.report.columns import SIGNS
 from fsr_lab.report.doctor import told
 from fsr_lab.report.interval import wilson
 from fsr_lab.report.page import write_report
 from fsr_lab.report.table import accuracy_table
 from fsr_lab.report.verdict import rules_table, verdict, verdict_of_checks
-from fsr_lab.report.verdict_rules import RULES, SIGNS
+from fsr_lab.report.verdict_rules import RULES
 
 N = 1000
 SETTINGS = {

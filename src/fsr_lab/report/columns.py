@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fsr_lab.core.record import CLEAN, NOT_RUN, PAPER_FOUR, WRONG, EvaluationRecord
+from fsr_lab.core.attack_kinds import adaptive_families
+from fsr_lab.core.record import CLEAN, NOT_RUN, PAPER_FOUR, WRONG, EvaluationRecord, Finding
 from fsr_lab.report.interval import Interval, wilson
 
 HEADINGS = {
@@ -20,6 +21,11 @@ HEADINGS = {
 }  # fmt: skip
 """How a table calls attacks, families and chains; another is called by its own name."""
 ENSEMBLE, ENSEMBLE_AND_CLEAN = "Ensemble", "Ensemble ∧ clean"
+SIGNS = (
+    "gradients", "falls-with-eps", "falls-with-steps", "noise", "gradient-free", "more-steps", "fgsm", "eps-ladder",
+    "loss-rises", "black-box", "thousand-steps",
+)  # fmt: skip
+"""Checks whose failure says that gradients mislead, the plainest first."""
 DAGGER = "†"
 PART = "+"
 """Begins the heading of a part of a chain."""
@@ -115,11 +121,8 @@ def value(record: EvaluationRecord, column: Column) -> Value | None:
     if own is None:
         return None
     correct, n = int(record.worst_case(own.attacks).sum()), len(record)
-    touched = any(
-        finding.verdict == "fail" and (not finding.attacks or set(finding.attacks) & set(own.attacks))
-        for finding in record.findings
-    )
-    return Value(correct, n, wilson(correct, n), touched)
+    is_doubtful = any(finding.verdict == "fail" and _touches(finding, own, record) for finding in record.findings)
+    return Value(correct, n, wilson(correct, n), is_doubtful)
 
 
 def own_column(record: EvaluationRecord, column: Column) -> Column | None:
@@ -135,6 +138,19 @@ def limits_of(record: EvaluationRecord, column: Column) -> dict[str, int]:
 def limited_name(name: str, samples: int) -> str:
     """Return the name of an attack or family with what it was run on."""
     return f"{named(name)} on at most {samples} of the samples left in each chunk"
+
+
+def _touches(finding: Finding, column: Column, record: EvaluationRecord) -> bool:
+    """Tell whether what a failed check found makes a column's number doubtful.
+
+    Gradients that mislead do so neither without an attack nor where adaptive attacks are among them: those are what the
+    check asks for.
+    """
+    if finding.check in SIGNS:
+        adaptive = {name for members in adaptive_families(record).values() for name in members}
+        if column.attacks == (CLEAN,) or adaptive & set(column.attacks):
+            return False
+    return not finding.attacks or bool(set(finding.attacks) & set(column.attacks))
 
 
 def _began(record: EvaluationRecord, chain: str) -> tuple[int, int]:

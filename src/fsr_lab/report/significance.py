@@ -9,7 +9,7 @@ from fsr_lab.report.grid import Cell, Grid, Line, RowTest
 from fsr_lab.report.paired import Comparison, Paired, compare
 
 LEVEL = 0.05
-FAILED = "a check of one of the evaluations failed, and its number is not to be believed; see the findings"
+FAILED = "a check of its evaluation failed, and the number is not to be believed; see the findings"
 UNLIKE = "the attack has other settings in the two; evaluate both alike to compare them"
 
 RULE = (
@@ -29,7 +29,7 @@ def with_tests(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str
 
     Returns:
         The grid, and a line of cause and cure for each two rows that may not be compared: of other images or another
-        threat, under attacks of other settings, or by numbers that a failed check touches.
+        threat, or under attacks of other settings; and for each row with numbers that a failed check touches.
     """
     found: list[RowTest] = []
     untested: dict[tuple[str, str], dict[str, None]] = {}
@@ -37,11 +37,14 @@ def with_tests(grid: Grid, reference: str | None = None) -> tuple[Grid, list[str
     for first, second in _pairs(grid.lines, reference):
         for column, heading in enumerate(grid.headings):
             one, other = grid.lines[first].cells[column], grid.lines[second].cells[column]
-            for seed, left, right in _of_one_seed(one, other):
+            failed = [line for line in (grid.lines[first], grid.lines[second]) if line.cells[column].mark]
+            for line in failed:
+                untested.setdefault((line.title, FAILED), {})[heading] = None
+            for seed, left, right in [] if failed else _of_one_seed(one, other):
                 key = (id(left), id(right))
                 if key not in seen:
                     seen[key] = _compared(left, right)
-                paired = FAILED if one.mark or other.mark else _paired(seen[key], heading)
+                paired = _paired(seen[key], heading)
                 if isinstance(paired, str):
                     names = f"{grid.lines[first].title} and {grid.lines[second].title}"
                     untested.setdefault((names, paired), {})[heading] = None

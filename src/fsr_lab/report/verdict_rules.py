@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fsr_lab.core.attack_kinds import adaptive_families, is_gradient_free, is_transfer, steps_of
 from fsr_lab.core.record import CLEAN, NOT_RUN, WRONG, EvaluationRecord, Finding
-from fsr_lab.report.columns import HEADINGS
+from fsr_lab.report.columns import HEADINGS, SIGNS
 from fsr_lab.report.interval import wilson
 
 POINT = 0.01
@@ -21,11 +21,6 @@ STRONG = 20
 """Steps that a gradient attack must take for others to be compared with it: FGSM loses to Square on any network."""
 STANDARD = ("autoattack", "autoattack_rand")
 """Chains that robustness is reported under, in the order in which they are looked for."""
-SIGNS = (
-    "gradients", "falls-with-eps", "falls-with-steps", "noise", "gradient-free", "more-steps", "fgsm", "eps-ladder",
-    "loss-rises", "black-box", "thousand-steps",
-)  # fmt: skip
-"""Checks whose failure says that gradients mislead, the plainest first."""
 
 
 class Evidence(NamedTuple):
