@@ -8,18 +8,15 @@ Weights stay where they are. What a machine calls its folders is left out. Then:
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from fsr_lab.core.files import write_text
+from fsr_lab.core.provenance import without_places
 from fsr_lab.report.manifest import MANIFEST, SCALES, Manifest
 
 HERE = Path("experiments")
 SMALL = ("records/**/*", "analyses/*", "metrics/version_*/metrics.csv", "samples.npz", "provenance*.json")
-PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "dataset.source=", "paths.")
-"""Words of a command line that tell where a machine has its folders."""
 
 
 def keep(artefact: str, runs: Path, scales: list[str], into: Path = HERE) -> list[Path]:
@@ -63,17 +60,6 @@ def copy(run: Path, target: Path) -> None:
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-
-
-def without_places(content: Any) -> Any:
-    """Return JSON content whose command lines name no folder of a machine."""
-    if not isinstance(content, dict):
-        return content
-    found = {key: without_places(value) for key, value in content.items()}
-    if isinstance(found.get("command"), str):
-        words = [word for word in found["command"].split() if not word.strip("'\"").startswith(PLACES)]
-        found["command"] = " ".join(re.sub(r"=['\"]?/\S*/", "=", word) for word in words)
-    return found
 
 
 def main() -> None:

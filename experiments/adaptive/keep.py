@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.files import write_atomically, write_text
+from fsr_lab.core.provenance import without_places
 from fsr_lab.engine.checkpoints import CONFIG, checkpoint_path
 from fsr_lab.engine.run import read_status
 from fsr_lab.engine.safe_reading import read_safely
@@ -39,9 +40,7 @@ def keep(run: Path, into: Path) -> Path:
     text = text.replace(f"source: {cfg.dataset.source}", "source: null")
     write_text(kept / CONFIG, text)
     about = json.loads((run / "provenance.json").read_text())
-    # where the run lay and its data came from is that machine's business
-    words = [word for word in about["command"].split() if not word.startswith(("hydra.run.dir=", "dataset.source="))]
-    write_text(kept / "provenance.json", json.dumps(about | {"command": " ".join(words)}, indent=1) + "\n")
+    write_text(kept / "provenance.json", json.dumps(without_places(about), indent=1) + "\n")
     return kept
 
 

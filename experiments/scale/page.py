@@ -28,6 +28,13 @@ CHECKPOINTS = 2  # last and best are attacked
 SUSTAINED = 30e12
 """FLOP/s that a GPU is assumed to sustain: an assumption, as none was measured."""
 GPUS = (1, 8, 64, 512)
+CURES = {
+    "data loading": "A core per GPU is what it needs.",
+    "checkpoints": "`callback.last.every_n_epochs=10 trainer.check_val_every_n_epoch=10` makes them fewer,\nand "
+    "`callback.often.minutes` keeps what a kill can lose as small as before.",
+    "the index": "Sweeps under names of their own have an index each.",
+}
+"""What to do about what saturates first."""
 BENCHED = {"AT": ("at", "none"), "AT+FSR": ("at", "fsr"), "TRADES+FSR": ("trades", "fsr")}
 
 
@@ -121,8 +128,28 @@ def page(
     hours = job.flops / SUSTAINED / 3600
     epoch = 3600 * hours / job.epochs
     step = 128 * job.flops / job.epochs / (TRAINING_IMAGES["cifar10"] - 1000) / SUSTAINED
-    loader, checkpoint = bench["loader_ms"][0] / 1000, 8 * job.parameters / 1e6  # float32 weights and momentum
-    index = {int(size): seconds for size, seconds in measured["index"]["found"].items()}
+    loader = bench["loader_ms"][0] / 1000 * 128 / bench["batch"]
+    checkpoint = 8 * job.parameters / 1e6  # float32 weights and momentum
+    saved, disk = 2 * checkpoint * 512 / epoch, measured["index"]["found"]["disk_mb_per_second"]
+    index = {int(size): seconds for size, seconds in measured["index"]["found"]["seconds"].items()}
+    per_row = index[max(index)] / max(index)
+    shares = {
+        "data loading": loader / step, "checkpoints": saved / disk,
+        "the index": 2 * 512 * 1000 * per_row / (3600 * hours),
+    }  # fmt: skip
+    first = max(shares, key=lambda name: shares[name])
+    demands = (
+        f"{1e3 * loader:.2f} ms a step of 128 images, one core here",
+        f"{checkpoint:.0f} MB, after each epoch ({epoch:.0f} s) last, at times best: {saved:.0f} MB/s",
+        f"{1e6 * per_row:.0f} µs a row to rewrite it, one job at a time, twice a job",
+    )
+    limits = (f"{1e3 * step:.0f} ms of work in that step", f"{disk:.0f} MB/s, the disk here", "the sweep's time")
+    rows = [
+        (name, demand, limit, f"{100 * share:.2f} %")
+        for (name, share), demand, limit in zip(shares.items(), demands, limits, strict=True)
+    ]
+    told = f"three scalars every 20 steps: {512 * 3 / (20 * step):.0f} a second in all"
+    rows.append(("the tracker", told, "its server's limit; a run does not wait for it", ""))
     over, live = measured["overhead"]["found"], measured["survival"]["found"]
     host = measured["overhead"]["provenance"]["host"]
     more = [one - alone for one, alone in zip(over["one"], over["alone"], strict=True)]
@@ -138,12 +165,10 @@ def page(
         host=f"{host['processor']}, {host['cores']} cores", rounds=len(more),
         alone=f"{mid(over['alone']):.2f}", one=f"{mid(over['one']):.2f}", more=spread(more), each=spread(each),
         jobs=live["jobs"], starts=live["starts"], looks=live["looks"], minutes=f"{live['seconds'] / 60:.0f}",
-        kills=", ".join(f"{count} times {what}" for what, count in live["kills"].items()),
-        loader=f"{1e3 * loader:.2f}", step=f"{1e3 * step:.0f}", loading=f"{100 * loader / step:.2f}",
-        checkpoint=f"{checkpoint:.0f}", epoch=f"{epoch:.0f}", saved=f"{2 * checkpoint * 512 / epoch:.0f}",
-        rewritten=f"{1e3 * index[1000]:.0f}", queue=f"{512 * index[1000]:.0f}", told=f"{512 * 3 / (20 * step):.0f}",
+        kills=", ".join(f"{count} times {what}" for what, count in live["kills"].items()) or "none came in time",
+        demand=table(("what", "demand", "against", "share"), rows), first=first,
+        cure=CURES[first], queue=f"{512 * 1000 * per_row:.0f}",
         growth=", ".join(f"{1e3 * seconds:.0f} ms for {size:,} jobs" for size, seconds in index.items()),
-        busy=f"{100 * 2 * index[4000] * 512 / (3600 * hours):.1f}",
     )  # fmt: skip
 
 
@@ -185,18 +210,13 @@ called none finished that was not.
 
 ## What saturates first
 
-A thousand jobs on 512 GPUs:
+A thousand jobs on 512 GPUs, each demand as a share of what there is:
 
-| what | demand | against |
-|---|---|---|
-| data loading | {loader} ms a step of 128 images, one core here | {step} ms of work in that step: {loading} % |
-| checkpoints | {checkpoint} MB, after each epoch ({epoch} s) last, at times best: {saved} MB/s | the disk's rate |
-| the index | {rewritten} ms to rewrite it, one job at a time, twice a job | 512 that end at once wait up to {queue} s |
-| the tracker | three scalars every 20 steps: {told} a second in all | its server's limit; a run does not wait for it |
+{demand}
 
-Checkpoints are first: `trainer.check_val_every_n_epoch=10` makes them fewer. The index is rewritten whole, so that its
-work grows with the square of the jobs ({growth}).
-With 4,000 jobs of {hours} h on 512 GPUs it is busy {busy} % of the time.
+First is {first}. {cure}
+If 512 jobs end at once, the last of them waits {queue} s for the index. It is rewritten whole, so that its work grows
+with the square of the jobs ({growth}).
 """
 
 

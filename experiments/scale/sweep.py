@@ -1,7 +1,7 @@
 """What a sweep costs beside its jobs, and whether its index is right however often it is killed.
 
     python experiments/scale/sweep.py overhead [--rounds 5]      # an idle machine
-    python experiments/scale/sweep.py survival [--jobs 500]
+    python experiments/scale/sweep.py survival [--jobs 500] [--pause 5 60]
     python experiments/scale/sweep.py index [--jobs 100 1000 4000]
 
 Each writes its part of experiments/scale/measured.json; `python experiments/scale/page.py` makes the page of it.
@@ -19,13 +19,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsr_lab.core.files import write_text
+from fsr_lab.core.files import write_atomically, write_text
 from fsr_lab.core.provenance import Provenance
-from fsr_lab.sweep.index import refresh
-from fsr_lab.sweep.job import FINISHED, Job
+from fsr_lab.sweep.index import current, refresh
+from fsr_lab.sweep.job import FINISHED, RUNNING, Job
 
 HERE = Path(__file__).parent
 FSR = (sys.executable, "-m", "fsr_lab", "train")
@@ -33,6 +35,8 @@ POOL = ("-m", "launcher=joblib_gpus")
 TRIVIAL = ("dataset=toy", "model=tiny_cnn", "strategy=natural", "evaluation=none", "trainer=cpu")
 DRY = (*TRIVIAL, "trainer.fast_dev_run=true")
 ONE_EPOCH = (*TRIVIAL, "trainer.max_epochs=1", "dataset.val_size=0")
+CHECKPOINT_BYTES = 94_000_000
+"""Of a ResNet-18 with FSR: float32 weights and momentum."""
 STATES = {"queued", "running", "finished", "failed", "interrupted"}
 
 
@@ -57,34 +61,46 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
-def survival(folder: Path, jobs: int, seed: int) -> dict[str, Any]:
-    """Run a sweep under random kills until every job has finished, looking at its index all the while."""
+def survival(folder: Path, jobs: int, pause: tuple[float, float], seed: int) -> dict[str, Any]:
+    """Run a sweep under random kills until every job has finished, looking at its index all the while.
+
+    Args:
+        folder: for all that is written.
+        jobs: how many.
+        pause: shortest and longest seconds between two looks, each of which kills something that runs.
+        seed: of the pauses and kills.
+
+    Raises:
+        RuntimeError: the index is wrong, or the sweep ended by itself without its jobs.
+    """
     draw = random.Random(seed)
-    sweep = folder / "sweep"
+    sweep, log = folder / "sweep", folder / "log"
     command = [*FSR, *POOL, *ONE_EPOCH, f"seed=range({jobs})", "retry=true", f"hydra.sweep.dir={sweep}"]
     looks, starts, kills, seen = 0, 0, Counter[str](), set[str]()
     begin = time.perf_counter()
     while len(seen) < jobs:
         starts += 1
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        ) as run:
-            while run.poll() is None:
-                time.sleep(draw.uniform(5, 60))
+        before = kills.total()
+        with (
+            log.open("w") as out,
+            subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True) as run,
+        ):
+            while wait(run, draw.uniform(*pause)):
                 looks += 1
                 check(sweep, jobs, seen)
-                running = [
-                    job
-                    for path in sweep.glob("*/job.json")
-                    if (job := Job.read(path.parent)) and job.state == "running"
-                ]
-                if draw.random() < 0.1 and run.poll() is None:
+                found = [current(path.parent) for path in sweep.glob("*/job.json")]
+                # whose process lives: the number of one that does not may be another program's by now
+                running = [job for job in found if job is not None and job.state == RUNNING]
+                if draw.random() < 0.1:
                     os.killpg(run.pid, signal.SIGKILL)  # the power fails
                     kills["all processes"] += 1
-                elif running and run.poll() is None:
+                    run.wait()
+                elif running:
                     end(draw.choice(running).where[0])
                     kills["a job's process"] += 1
         check(sweep, jobs, seen)
+        if run.returncode and kills.total() == before:
+            raise RuntimeError(f"the sweep ended with {run.returncode}: {log.read_text()[-2000:]}")
     took = time.perf_counter() - begin
     truth = {
         path.parent.name for path in sweep.glob("*/status.json") if json.loads(path.read_text())["state"] == FINISHED
@@ -92,6 +108,13 @@ def survival(folder: Path, jobs: int, seed: int) -> dict[str, Any]:
     if len(truth) != jobs or truth != seen:
         raise RuntimeError(f"{len(truth)} of {jobs} jobs finished, the index says {len(seen)}")
     return {"jobs": jobs, "kills": dict(kills), "starts": starts, "looks": looks, "seconds": took, "seed": seed}
+
+
+def wait(run: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait so long, and tell whether a process still runs."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run.wait(seconds)
+    return run.poll() is None
 
 
 def check(sweep: Path, jobs: int, seen: set[str]) -> None:
@@ -118,7 +141,7 @@ def end(pid: int) -> None:
 
 
 def index(folder: Path, sizes: list[int]) -> dict[str, Any]:
-    """Time how long the index of so many jobs takes to be written anew, which every job does twice."""
+    """Time the index of so many jobs written anew, which every job does twice, and a checkpoint written."""
     found = {}
     for size in sizes:
         sweep = folder / f"of_{size}"
@@ -128,13 +151,20 @@ def index(folder: Path, sizes: list[int]) -> dict[str, Any]:
                 sweep / words[0]
             )
         refresh(sweep, search=True)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            refresh(sweep)
-            times.append(time.perf_counter() - start)
-        found[str(size)] = sorted(times)[2]
-    return found
+        found[str(size)] = median(partial(refresh, sweep))
+    block = os.urandom(CHECKPOINT_BYTES)
+    took = median(partial(write_atomically, folder / "checkpoint", lambda stream: stream.write(block)))
+    return {"seconds": found, "disk_mb_per_second": CHECKPOINT_BYTES / 1e6 / took}
+
+
+def median(work: Callable[[], object]) -> float:
+    """Return the median seconds of five times."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[2]
 
 
 def main() -> None:
@@ -143,6 +173,7 @@ def main() -> None:
     parts.add_parser("overhead").add_argument("--rounds", type=int, default=5)
     of_survival = parts.add_parser("survival")
     of_survival.add_argument("--jobs", type=int, default=500)
+    of_survival.add_argument("--pause", type=float, nargs=2, default=[5, 60])
     of_survival.add_argument("--seed", type=int, default=0)
     parts.add_parser("index").add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 4000])
     options = parser.parse_args()
@@ -153,7 +184,7 @@ def main() -> None:
         if options.part == "overhead":
             found = overhead(folder, options.rounds)
         elif options.part == "survival":
-            found = survival(folder, options.jobs, options.seed)
+            found = survival(folder, options.jobs, tuple(options.pause), options.seed)
         else:
             found = index(folder, options.jobs)
     path = HERE / "measured.json"

@@ -1,9 +1,13 @@
 """A disk that refuses: one line of cause and cure, and the last good checkpoint whole, to go on from."""
 
+import errno
+import io
 import os
 
 import pytest
 import torch
+
+from fsr_lab.core import files
 
 STEPS = 9  # of an epoch
 
@@ -43,7 +47,6 @@ def assert_continued(warm, run, untouched):
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_second_checkpoint_leaves_the_first(warm, argv, untouched, tmp_path):
     run = tmp_path / "run"
     line = complaint(warm.run(*argv, f"hydra.run.dir={run}", faults=[("full", "last.ckpt", 1)]))
@@ -96,3 +99,22 @@ def test_a_file_in_the_way_is_refused(fsr, argv, tmp_path):
     (tmp_path / "file").write_text("")
     line = fsr(*argv, f"hydra.run.dir={tmp_path / 'file' / 'run'}").refusal()
     assert "a file stands where a folder should" in line
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that takes 1,000 bytes more."""
+
+    room = 1000
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def test_a_full_disk_while_preparing_leaves_no_half_file(fsr, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSR_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(files, "open", lambda path, *mode: FullDisk(path, "w"), raising=False)
+    assert "no space left" in fsr("prepare", "dataset=toy").refusal()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["toy.lock"]

@@ -34,7 +34,7 @@ def rows(runs):
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 @pytest.mark.parametrize("target", JOBS)
 def test_every_job_of_a_target_composes_and_has_a_directory_of_its_own(fsr, tmp_path, monkeypatch, target, scale):
-    monkeypatch.setattr("fsr_lab.sweep.launching.launch", lambda launcher, due, sweep: None)
+    monkeypatch.setattr("fsr_lab.sweep.launching.run_jobs", lambda due, start: None)
     for words in trainings(target, scale):
         outcome = fsr(*words)
         assert outcome.code == 130, outcome.err  # as of a sweep that was stopped before its first job

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -155,10 +156,39 @@ def test_two_ranks_in_one_job_are_stopped_and_go_on(sweep):
     assert process.returncode == 0, err
     assert "1 job: 1 finished" in out
     assert sweep.job(0)["attempts"] == 2
-    (said,) = sweep.place.glob(".submitit/*/*_log.err")  # what ranks say is not in the job's own log
+    (said,) = sweep.place.glob(".submitit/*/*/*_log.err")  # what ranks say is not in the job's own log
     assert "SIGTERM: stopping after this step" in said.read_text()
     state = torch.load(sweep.place / "seed=0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 12 * 9
+
+
+def test_a_sweep_started_again_while_its_jobs_wait_submits_none_twice(sweep):
+    (blocker,) = sweep.client(
+        "sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3600"
+    )
+
+    def waiting(process, count):
+        while len(sweep.client("squeue", "--array", "--partition=debug", "--noheader", "--format=%i")) < count:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.5)
+
+    first = sweep.start(*QUICK, "seed=0,1")
+    waiting(first, 2)
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate()
+    assert first.returncode == 130
+    assert "Slurm goes on with the jobs" in err
+    assert sweep.states() == {"0": "queued", "1": "queued"}
+    again = sweep.start(*QUICK, "seed=0,1,2")
+    waiting(again, 3)
+    sweep.client("scancel", blocker)
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert "Slurm has 2 of these jobs already, which are not submitted again but waited for" in out
+    assert "3 jobs: 3 finished" in out
+    assert [sweep.job(seed)["attempts"] for seed in (0, 1, 2)] == [1, 1, 1]
+    submitted = list(sweep.place.glob(".submitit/*/*/*_submitted.pkl"))
+    assert len(submitted) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,81 @@ def test_a_job_of_another_process_is_left_to_it(fsr, command, tmp_path):
     assert states(sweep) == {"0": "interrupted", "1": "finished"}
 
 
+def test_a_job_that_another_sweep_has_done_meanwhile_is_not_done_again(fsr, command, tmp_path, monkeypatch):
+    from fsr_lab.engine import run as engine
+    from fsr_lab.sweep.job import Job
+
+    trained = []
+
+    def training(cfg, run, *, command, overrides):
+        trained.append(run.name)
+        other = run.with_name("job1")  # which another process runs to its end while this one is at the first
+        Job.read(other).begun().over("failed", code=2, error="of the other process").write(other)
+
+    monkeypatch.setattr(engine, "train", training)
+    outcome = fsr(*command("seed=0,1", "hydra.sweep.subdir=job${seed}"))
+    assert (outcome.code, trained) == (2, ["job0"])
+    assert f"{tmp_path / 'sweep' / 'job1'} has failed meanwhile, and is left as it is" in outcome.out
+    assert "job 1 failed: of the other process" in outcome.out
+
+
+def test_a_disk_that_takes_no_log_stops_no_job_and_hides_no_error(fsr, command, tmp_path, monkeypatch):
+    from fsr_lab.engine import run as engine
+
+    def training(cfg, run, *, command, overrides):
+        print("what it was at", flush=True)
+        if run.name == "job0":
+            raise OSError("the disk went away")
+
+    monkeypatch.setattr(engine, "train", training)
+    for seed in (0, 1):
+        (tmp_path / "sweep" / f"job{seed}").mkdir(parents=True)
+        (tmp_path / "sweep" / f"job{seed}" / "job.log").symlink_to("/dev/full")
+    outcome = fsr(*command("seed=0,1", "hydra.sweep.subdir=job${seed}"))
+    assert outcome.code == 2
+    assert states(tmp_path / "sweep") == {"0": "failed", "1": "finished"}
+    assert "fsr: the disk went away" in outcome.err
+    assert outcome.out.count("what it was at") == 2
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Stand in for a Slurm that has job 12_0 until it was asked for it three times, and that takes no other."""
+    answers = {
+        "sinfo": "echo 'debug*|infinite|(null)'",
+        "sbatch": f'echo "$1" >>{tmp_path}/asked; test "$1" = --test-only || {{ echo full >&2; exit 1; }}',
+        "squeue": f"echo x >>{tmp_path}/looks; test $(wc -l <{tmp_path}/looks) -gt 3 || echo 12_0",
+    }
+    for name, line in answers.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr("fsr_lab.sweep.slurm_queue.PAUSE_SECONDS", 0)
+    return lambda: (tmp_path / "asked").read_text().split()
+
+
+def test_a_sweep_started_again_while_slurm_has_its_jobs_submits_none_twice(fsr, command, tmp_path, slurm):
+    sweep, earlier = tmp_path / "sweep", tmp_path / "sweep" / ".submitit" / "1_1"
+    argv = command("launcher=slurm", "hydra.sweep.subdir='seed=${seed}'")
+    (earlier / "12_0").mkdir(parents=True)
+    (earlier / "jobs.json").write_text('["seed=0", "seed=1"]')
+    again = fsr(*argv, "seed=0")
+    assert again.code == 130, again.err  # it left Slurm, and has not finished
+    assert slurm() == ["--test-only"]
+    assert states(sweep) == {"0": "queued"}
+    assert "Slurm has 1 of these jobs already, which are not submitted again but waited for" in again.out
+    assert len((tmp_path / "looks").read_text().splitlines()) == 4
+    (tmp_path / "looks").unlink()
+    # what Slurm does not have, seed=1 of the killed submission too, is submitted
+    more = fsr(*argv, "seed=0,1,2")
+    assert "full" in more.err
+    assert slurm()[2] != "--test-only"
+    (listed,) = [path for path in sweep.glob(".submitit/*/jobs.json") if path.parent != earlier]
+    assert json.loads(listed.read_text()) == ["seed=1", "seed=2"]
+
+
 WRONG = {
     "a job that does not compose": (["defense=none,fsrr"], ["no defense named 'fsrr'", "'fsr'"]),
     "a key of one option alone": (["defense=none,fsr", "defense.module.tau=0.1"], ["defense.module"]),
@@ -157,6 +233,7 @@ WRONG = {
     "an unknown launcher": (["seed=0,1", "launcher=slrm"], ["no launcher named 'slrm'", "'slurm'"]),
     "jobs of two launchers": (["launcher=joblib_gpus", "launcher.cores=1,2"], ["launcher.cores", "one launcher"]),
     "more GPUs than there are": (["seed=0,1", "trainer.accelerator=gpu", "trainer.devices=999"], ["asks for 999 GPUs"]),
+    "a grid of what is not there": (["hparams_search=tau_grid"], ["varies defense.module.tau", "defense=fsr"]),
     "an unknown grid": (["hparams_search=tau"], ["no hparams_search named 'tau'", "'tau_grid'"]),
 }  # fmt: skip
 

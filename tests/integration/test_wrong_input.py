@@ -1,8 +1,5 @@
 """What a wrong input gets: one line that names cause and cure, exit code 2, and nothing lost."""
 
-import builtins
-import errno
-import io
 import json
 import os
 import pickle
@@ -14,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from fsr_lab.core import files
 from fsr_lab.core.record import EvaluationRecord
 from fsr_lab.strategy.natural import Natural
 
@@ -406,55 +402,6 @@ def test_a_wrong_input_leaves_a_finished_run_as_it_was(fsr, tiny, own, resume, w
     assert {path: contents(own).get(path) for path in before} == before
     outcome = fsr("evaluate", f"run={own}", "evaluation=none", "device=cpu")
     assert outcome.code == 0, outcome.err
-
-
-class FullDisk(io.FileIO):
-    """A file on a disk that takes 1,000 bytes more."""
-
-    room = 1000
-
-    def write(self, data):
-        self.room -= len(data)
-        if self.room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(data)
-
-
-@pytest.mark.parametrize("when", ["writing", pytest.param("syncing", marks=pytest.mark.slow)])
-def test_a_full_disk_keeps_the_last_good_checkpoint(fsr, tiny, tmp_path, monkeypatch, when):
-    run = tmp_path / "run"
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    command = ("train", *tiny, "evaluation=none", f"hydra.run.dir={run}")
-
-    def opened(path, *mode):
-        is_second = Path(path).name.startswith(".last.ckpt") and checkpoint.exists()
-        return FullDisk(path, "w") if is_second else builtins.open(path, *mode)
-
-    def synced(number):
-        if checkpoint.exists() and list(checkpoint.parent.glob(".last.ckpt*")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as broken:
-        if when == "writing":
-            broken.setattr(files, "open", opened, raising=False)
-        else:
-            broken.setattr(os, "fsync", synced)
-        line = fsr(*command).refusal()
-    assert "no space left" in line
-    assert str(checkpoint.parent) in line
-    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert last(run)["global_step"] == STEPS
-    assert fsr("evaluate", f"run={run}", "evaluation=none", "device=cpu").code == 0
-    outcome = fsr(*command)
-    assert outcome.code == 0, outcome.err
-    assert last(run)["global_step"] == 2 * STEPS
-
-
-def test_a_full_disk_while_preparing_leaves_no_half_file(fsr, tmp_path, monkeypatch):
-    monkeypatch.setenv("FSR_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(files, "open", lambda path, *mode: FullDisk(path, "w"), raising=False)
-    assert "no space left" in alone(fsr("prepare", "dataset=toy"))
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["toy.lock"]
 
 
 # a loss that is no number --------------------------------------------------------------------------------------------

@@ -32,15 +32,19 @@ def test_half_a_file_is_never_seen(error, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_full_disk_says_so_and_keeps_what_stood_there(tmp_path):
+def refuse(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("when", ["writing", "syncing"])
+def test_a_full_disk_says_so_and_keeps_what_stood_there(tmp_path, monkeypatch, when):
     path = tmp_path / "notes.txt"
     write_text(path, "whole")
-
-    def full(stream):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    if when == "syncing":
+        monkeypatch.setattr(os, "fsync", refuse)
+    write = refuse if when == "writing" else lambda stream: stream.write(b"half")
     with pytest.raises(OSError, match=f"no space left on the disk of {tmp_path}: free some and run again") as caught:
-        write_atomically(path, full)
+        write_atomically(path, write)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "whole"
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,7 +1,5 @@
-"""What is refused before a sweep is submitted, and how a job is queued again; tests/integration has a Slurm for it."""
+"""What is refused before a sweep is submitted; tests/integration has a Slurm for it."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -90,49 +88,3 @@ def test_without_slurm_the_cure_is_a_login_node(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"needs sbatch, .* login node"):
         slurm.check_slurm(sweep())
-
-
-@pytest.fixture
-def of_submitit(monkeypatch):
-    """Return the function that puts this process into a job of submitit's: (its handler)."""
-    before = signal.getsignal(slurm.TIME_IS_UP)
-
-    def put(handler):
-        monkeypatch.setenv("SUBMITIT_FOLDER", "somewhere")
-        signal.signal(slurm.TIME_IS_UP, handler)
-
-    yield put
-    signal.signal(slurm.TIME_IS_UP, before)
-
-
-def test_a_job_is_noted_before_it_is_queued_again_once(of_submitit):
-    done = []
-
-    def requeue(number, frame):
-        done.append(signal.Signals(number).name)
-        os.kill(os.getpid(), slurm.TIME_IS_UP)  # Slurm's next, while this one is answered
-        raise SystemExit(-1)
-
-    of_submitit(requeue)
-    with slurm.requeueing(lambda: done.append("noted")) as answers, pytest.raises(SystemExit):
-        os.kill(os.getpid(), slurm.TIME_IS_UP)
-    assert (done, answers.is_done) == (["noted", "SIGUSR2"], True)
-    assert signal.getsignal(slurm.TIME_IS_UP) is requeue
-
-
-def test_a_job_out_of_time_too_often_says_what_to_give(of_submitit):
-    def refuse(number, frame):
-        raise AssertionError("timed-out too many times.")
-
-    of_submitit(refuse)
-    said = r"too many times\. retry=true goes on with it; give more launcher\.resubmissions"
-    with slurm.requeueing(lambda: None) as answers, pytest.raises(RuntimeError, match=said):
-        os.kill(os.getpid(), slurm.TIME_IS_UP)
-    assert not answers.is_done
-
-
-def test_outside_submitit_nothing_listens(of_submitit, monkeypatch):
-    of_submitit(lambda number, frame: None)
-    monkeypatch.delenv("SUBMITIT_FOLDER")
-    with slurm.requeueing(lambda: None) as answers:
-        assert answers is None

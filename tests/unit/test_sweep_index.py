@@ -1,11 +1,14 @@
 """A sweep's index: what the jobs' directories say, whoever writes, and whoever is killed."""
 
 import csv
+import errno
+import io
 import signal
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from fsr_lab.engine.lock import held, is_held
 from fsr_lab.report.sweep import axes_of, read_sweep
@@ -107,6 +110,17 @@ def test_writers_of_one_index_lose_no_row_and_no_reader_sees_half_of_it(tmp_path
     assert [int(row["seed"]) for row in rows(tmp_path)] == list(range(30))
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_has_an_index_all_the_same(tmp_path, monkeypatch, number):
+    def missing(fd, kind):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    for seed in (0, 1):
+        refresh(tmp_path, [queued(tmp_path, seed, f"seed={seed}")])
+    assert [row["seed"] for row in rows(tmp_path)] == ["0", "1"]
+
+
 def test_a_lost_index_is_found_again_in_the_directories(tmp_path):
     nested = tmp_path / "2_at" / "seed=0"
     Job(number=3, overrides=("seed=0",)).write(nested)
@@ -176,6 +190,13 @@ def test_only_what_differs_is_a_column_and_only_numbers_are_axes(tmp_path):
     assert sweep.cells(sweep.rows[1])[:4] == ["1", "8/255", "1", "finished"]
     assert sweep.cells(sweep.rows[1])[5] == "1.00"
     assert sweep.summary == "2 jobs: 2 finished"
+
+
+def test_a_terminals_table_shows_brackets_as_they_are(tmp_path):
+    sweep = swept(tmp_path, ("defense.at=layer3",), ("defense.at=[layer3,layer4]",))
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(sweep.rich())
+    assert "[layer3,layer4]" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 PACKAGES = ("fsr-lab", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "dataset.source=", "paths.")
+"""Words of a command line that tell where a machine has its folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,17 @@ class Provenance:
     def as_dict(self) -> dict[str, Any]:
         """Return plain containers, ready for JSON."""
         return asdict(self)
+
+
+def without_places(content: Any) -> Any:
+    """Return JSON content whose command lines name no folder of a machine: fit to be kept elsewhere."""
+    if not isinstance(content, dict):
+        return content
+    found = {key: without_places(value) for key, value in content.items()}
+    if isinstance(found.get("command"), str):
+        words = [word for word in found["command"].split() if not word.strip("'\"").startswith(PLACES)]
+        found["command"] = " ".join(re.sub(r"=['\"]?/\S*/", "=", word) for word in words)
+    return found
 
 
 def _revision() -> tuple[str, bool]:

@@ -6,6 +6,9 @@ from fsr_lab.core.record import CLEAN, PAPER_FOUR, EvaluationRecord
 from fsr_lab.report.figures import read_curves
 
 VALIDATION = "val/robust_acc"
+OBJECTIVE = f"{VALIDATION}_best"
+"""What tuning raises."""
+OBJECTIVE = f"{VALIDATION}_best"
 
 
 def results(run: Path) -> dict[str, float]:
@@ -16,7 +19,7 @@ def results(run: Path) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     if curve := read_curves(run).get(VALIDATION):
-        found |= {f"{VALIDATION}_best": max(curve.values()), f"{VALIDATION}_last": curve[max(curve)]}
+        found |= {OBJECTIVE: max(curve.values()), f"{VALIDATION}_last": curve[max(curve)]}
     for path in sorted((run / "records").glob("*.json")):
         record = EvaluationRecord.load(path)
         found[f"test/natural_{path.stem}"] = float(record.correct(CLEAN).mean())

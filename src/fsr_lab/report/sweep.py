@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 INDEX, PICTURE = "index.csv", "sweep.png"
@@ -59,7 +60,8 @@ class Sweep(NamedTuple):
             table.add_column(heading, justify="right" if heading.endswith("%") or heading == "seconds" else "left")
         for row in self.rows:
             *cells, error = self.cells(row)
-            table.add_row(*cells, error if len(error) <= CUT else f"{error[:CUT]} ...")
+            shown = (*cells, error if len(error) <= CUT else f"{error[:CUT]} ...")
+            table.add_row(*(escape(cell) for cell in shown))  # [layer3,layer4] would be taken for markup
         return table
 
     def markdown(self) -> str:

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from filelock import FileLock
 
 from fsr_lab.arguments import key_of
 from fsr_lab.core.files import write_text
-from fsr_lab.engine.lock import is_held
+from fsr_lab.engine.lock import NO_LOCKS, is_held
 from fsr_lab.report.sweep import FIXED, INDEX
 from fsr_lab.sweep.job import INTERRUPTED, JOB, RUNNING, Job
 
@@ -31,7 +32,7 @@ def refresh(sweep: Path, also: Iterable[Path] = (), *, search: bool = False) -> 
         search: look for jobs in all folders below, where the index itself may be lost.
     """
     sweep = sweep.absolute()
-    with FileLock(sweep / LOCK):
+    with _alone(sweep):
         runs = dict.fromkeys([*_listed(sweep), *(run.absolute() for run in also)])
         if search or not runs:
             runs |= dict.fromkeys(path.parent for path in sorted(sweep.glob(f"**/{JOB}")))
@@ -66,6 +67,21 @@ def table(sweep: Path, jobs: dict[Path, Job]) -> str:
         }  # fmt: skip
         writer.writerow(overrides[run] | {name: f"{value:.4f}" for name, value in job.results.items()} | fixed)
     return stream.getvalue()
+
+
+@contextmanager
+def _alone(sweep: Path) -> Iterator[None]:
+    """Keep other writers of the index out; where a file system has no locks, what comes last is right soon after."""
+    lock = FileLock(sweep / LOCK, fallback_to_soft=False)  # a soft lock would outlive a kill, and stop the sweep
+    try:
+        lock.acquire()
+    except OSError as err:
+        if err.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _listed(sweep: Path) -> list[Path]:

@@ -1,34 +1,31 @@
 """A sweep from the command line to its exit code: checked, planned, launched, and what became of it told."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from fsr_lab.printing import print_report
-from fsr_lab.session import BAD_INPUT, INTERRUPTED, Session, one_line
+from fsr_lab.session import INTERRUPTED, Session
 from fsr_lab.sweep import job as states
-from fsr_lab.sweep import ray_cluster, slurm
+from fsr_lab.sweep import ray_cluster, slurm, slurm_queue
 from fsr_lab.sweep.devices import check_gpus, slots
-from fsr_lab.sweep.index import current, refresh
+from fsr_lab.sweep.index import refresh
 from fsr_lab.sweep.job import last_lines
 from fsr_lab.sweep.plan import Planned, plan, unresolved
+from fsr_lab.sweep.relaunch import run_jobs
 from fsr_lab.sweep.stop import stopping
 from fsr_lab.sweep.study import studying
 from fsr_lab.sweep.task import Task, Verb
 
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 POOL = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-
-ATTEMPTS = 2
-"""How often a job may lose its process before it counts as failed."""
 
 
 def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], session: Session) -> None:
@@ -49,56 +46,38 @@ def run_sweep(hydra: Hydra, verb: str, work: Verb, overrides: Sequence[str], ses
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
     task = Task(work, session.command)
     sweep, runs = Path(cfg.hydra.sweep.dir).absolute(), None
-    if cfg.hydra.launcher._target_ == slurm.TARGET:
+    is_slurm = cfg.hydra.launcher._target_ == slurm.TARGET
+    if is_slurm:
         slurm.check_slurm(cfg)
+        submissions = slurm_queue.own_folder(cfg, sweep)
     if cfg.hydra.sweeper._target_ == GRID:
-        jobs = _planned(verb, cfg, hydra)
-        runs = [job.run for job in jobs]
+        there = slurm_queue.in_hand(sweep) if is_slurm else {}
+        jobs = _planned(verb, cfg, hydra, {run for run in there.values() if run is not None})
+        runs, due = [job.run for job in jobs], [job for job in jobs if job.is_due]
     else:
         _room(cfg, is_pool=cfg.hydra.launcher._target_ == POOL)
     if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
         ray_cluster.join(cfg)
     session.sweep = sweep
+
+    def start(jobs: Sequence[Planned]) -> None:
+        launcher = Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task)
+        launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
+
     try:
         with _stoppable(cfg, sweep):
             if runs is None:
                 sweeper = Plugins.instance().instantiate_sweeper(config=cfg, hydra_context=context, task_function=task)
                 with studying(sweeper, cfg, hydra.config_loader) as runs:
                     sweeper.sweep(arguments=unresolved(cfg.hydra.overrides.task))
-            elif due := [job for job in jobs if job.is_due]:
-                launch(_launcher(cfg, context, task), due, sweep)
+            elif is_slurm:
+                slurm_queue.submit([job.run for job in due], sweep, submissions, partial(start, due))
+            else:
+                run_jobs(due, start)
     finally:
         if cfg.hydra.launcher._target_ == ray_cluster.TARGET:
             ray_cluster.leave()
         conclude(session, sweep, runs)
-
-
-def launch(launcher: Launcher, due: Sequence[Planned], sweep: Path) -> None:
-    """Run jobs, and once more those that a worker's death took with it; who dies twice has failed.
-
-    Raises:
-        Exception: the launcher could not start any job.
-    """
-    while due:
-        try:
-            launcher.launch([list(job.overrides) for job in due], initial_job_idx=0)
-            return
-        except Exception as err:
-            seen = {job.run: current(job.run) for job in due}
-            lost = [run for run, job in seen.items() if job is not None and job.state == states.INTERRUPTED]
-            if not lost:
-                raise
-            if type(launcher).__name__ == "SlurmLauncher":  # the others are in Slurm's hands, and go on
-                print(f"fsr: a job was lost ({one_line(err)})", file=sys.stderr, flush=True)
-                slurm.wait_for_array(sweep)
-                return
-            print(f"fsr: a worker process was lost ({one_line(err)})", file=sys.stderr, flush=True)
-            for run in lost:
-                job = seen[run]
-                if job is not None and job.attempts >= ATTEMPTS:
-                    text = f"its process was killed {job.attempts} times; is there enough memory?"
-                    job.over(states.FAILED, code=BAD_INPUT, error=text).write(run)
-            due = [job for job in due if _is_left(job.run)]
 
 
 def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None:
@@ -109,10 +88,10 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
         sweep: the folder.
         runs: the jobs that were asked for; None is that it did not come to any.
     """
-    jobs = refresh(sweep)
+    jobs, asked = refresh(sweep), set(runs or ())
     for problem in print_report(sweep):
         session.tell(ValueError(problem))
-    mine = {run: job for run, job in jobs.items() if run in (runs or ())}
+    mine = {run: job for run, job in jobs.items() if run in asked}
     for job in mine.values():
         session.exit_code = max(session.exit_code, job.code)
         if job.state in (states.QUEUED, states.INTERRUPTED):
@@ -126,11 +105,11 @@ def conclude(session: Session, sweep: Path, runs: Sequence[Path] | None) -> None
         print("the same command with retry=true runs what failed again")
 
 
-def _planned(verb: str, cfg: DictConfig, hydra: Hydra) -> list[Planned]:
+def _planned(verb: str, cfg: DictConfig, hydra: Hydra, in_hand: Collection[Path]) -> list[Planned]:
     """Return the plan, and let a pool of processes be as large as the machine has room for jobs."""
     room: list[int] = []
     is_pool = cfg.hydra.launcher._target_ == POOL
-    jobs = plan(verb, cfg, hydra.config_loader, lambda job: room.append(_room(job, is_pool=is_pool)))
+    jobs = plan(verb, cfg, hydra.config_loader, lambda job: room.append(_room(job, is_pool=is_pool)), in_hand)
     if is_pool and cfg.hydra.launcher.n_jobs == -1:
         cfg.hydra.launcher.n_jobs = max(1, min(*room, sum(job.is_due for job in jobs)))
     return jobs
@@ -147,20 +126,11 @@ def _room(job: DictConfig, *, is_pool: bool) -> int:
     return room
 
 
-def _launcher(cfg: DictConfig, context: HydraContext, task: Task) -> Launcher:
-    return Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task)
-
-
 def _stoppable(cfg: DictConfig, sweep: Path) -> AbstractContextManager[None]:
     """Return what stops jobs in other processes when the sweep is stopped; in this one a stop comes to them itself."""
     target = cfg.hydra.launcher._target_
     if target == slurm.TARGET:
-        return slurm.leaving_jobs(sweep)
+        return slurm_queue.leaving_jobs(sweep)
     if target not in (POOL, ray_cluster.TARGET):
         return nullcontext()
     return stopping(sweep, hear_ctrl_c=target == POOL)  # Ray's processes are not of this terminal
-
-
-def _is_left(run: Path) -> bool:
-    job = current(run)
-    return job is not None and job.state in (states.QUEUED, states.INTERRUPTED)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fsr_lab.arguments import key_of, quoted
@@ -31,16 +32,23 @@ class Planned(NamedTuple):
     is_due: bool
 
 
-def plan(verb: str, cfg: DictConfig, loader: ConfigLoader, examine: Callable[[DictConfig], object]) -> list[Planned]:
+def plan(
+    verb: str,
+    cfg: DictConfig,
+    loader: ConfigLoader,
+    examine: Callable[[DictConfig], object],
+    in_hand: Collection[Path] = (),
+) -> list[Planned]:
     """Return every job of a sweep's config and leave word of it in its directory and in the sweep's index.
 
-    Finished jobs are not due, nor failed ones unless `retry` says so, nor those that another process runs.
+    Finished jobs are not due, nor failed ones unless `retry` says so, nor those that another process runs or will run.
 
     Args:
         verb: what the jobs do.
         cfg: the sweep's, as Hydra composes it for a multirun.
         loader: composes the jobs.
         examine: is shown every job's config, and may refuse it; nothing has been written then.
+        in_hand: directories of jobs that wait or run elsewhere, unless they say that they are over.
 
     Raises:
         ValueError: there is no job, two would share a directory, one does not compose, a key is given twice, or a
@@ -55,7 +63,8 @@ def plan(verb: str, cfg: DictConfig, loader: ConfigLoader, examine: Callable[[Di
     for number, words in enumerate(jobs):
         run, words, job_cfg = composed(cfg, loader, words, number, swept)
         examine(job_cfg)
-        planned.append(Planned(run, words, is_due(verb, job_cfg, run)))  # without its config: there may be thousands
+        is_wanted = is_due(verb, job_cfg, run, is_in_hand=run in in_hand)
+        planned.append(Planned(run, words, is_wanted))  # without its config: there may be thousands
     for run, count in Counter(job.run for job in planned).items():
         if count > 1:
             raise ValueError(
@@ -65,11 +74,13 @@ def plan(verb: str, cfg: DictConfig, loader: ConfigLoader, examine: Callable[[Di
     sweep = Path(cfg.hydra.sweep.dir)
     sweep.mkdir(parents=True, exist_ok=True)
     for number, (run, words, is_wanted) in enumerate(planned):
-        job = current(run) or Job(number=number, overrides=words)
+        before = current(run)
+        job = replace(before or Job(number=number, overrides=words), number=number, overrides=words)
         if is_wanted:
             job = replace(job, state=QUEUED, error="", code=0)
-        if job.state != RUNNING:
-            replace(job, number=number, overrides=words).write(run)
+        may_write = before is None or is_wanted or (job.state != RUNNING and run not in in_hand)
+        if may_write and job != before:  # one that was queued may begin at this instant
+            job.write(run)
     OmegaConf.save(cfg, sweep / "multirun.yaml")
     refresh(sweep, [job.run for job in planned])
     return planned
@@ -99,14 +110,21 @@ def combinations(cfg: DictConfig, loader: ConfigLoader) -> list[tuple[str, ...]]
     return [tuple(words) for words in jobs]
 
 
-def is_due(verb: str, cfg: DictConfig, run: Path) -> bool:
+def is_due(verb: str, cfg: DictConfig, run: Path, *, is_in_hand: bool) -> bool:
     """Tell whether a job is to be run.
+
+    Args:
+        verb: what it does.
+        cfg: its config.
+        run: its directory.
+        is_in_hand: whether it waits or runs elsewhere, unless it says that it is over.
 
     Raises:
         ValueError: its directory holds a run of another configuration.
     """
     job = current(run)
-    if job is not None and job.state == RUNNING:
+    is_over = job is not None and job.state in (FINISHED, FAILED)
+    if (is_in_hand and not is_over) or (job is not None and job.state == RUNNING):
         return False
     if verb != "train" or cfg.resume == "never":
         return True
@@ -124,9 +142,18 @@ def composed(
     """Return a job's directory, its overrides with a name for that where it needs one, and its config.
 
     Raises:
-        ValueError: it is named by its number.
+        ValueError: it is named by its number, or the grid varies what it does not have.
     """
-    job_cfg = loader.load_sweep_config(cfg, list(words))
+    try:
+        job_cfg = loader.load_sweep_config(cfg, list(words))
+    except ConfigCompositionException as err:
+        for key in unresolved(cfg.hydra.sweeper.params or {}):
+            if f"'{key}'" in str(err):
+                raise ValueError(
+                    f"the grid varies {key}, which this configuration does not have; choose what has it, such as "
+                    "defense=fsr, or another hparams_search="
+                ) from err
+        raise
     with open_dict(job_cfg):
         job_cfg.hydra.job.num = number
         job_cfg.hydra.job.id = str(number)

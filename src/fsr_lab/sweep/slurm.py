@@ -1,25 +1,15 @@
-"""A sweep's jobs under Slurm: checked before they are submitted, and queued again when their time is up."""
+"""What a sweep asks of Slurm, checked before any job is submitted."""
 
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 
 from omegaconf import DictConfig
 
 from fsr_lab.core.suggest import unknown
 
 TARGET = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
-TIME_IS_UP = signal.SIGUSR2
-"""What submitit has Slurm send before it kills a job."""
 
 
 def check_slurm(cfg: DictConfig) -> None:
@@ -98,84 +88,3 @@ def _minutes(limit: str) -> float:
 def _last_line(text: str) -> str:
     line = next((line for line in reversed(text.splitlines()) if line.strip()), "no reason given")
     return line.removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
-
-
-def wait_for_array(sweep: Path) -> None:
-    """Wait until Slurm has none of a sweep's jobs any more: one that was cancelled ends no other."""
-    while _submitted(sweep):
-        time.sleep(5)
-
-
-@contextmanager
-def leaving_jobs(sweep: Path) -> Iterator[None]:
-    """Say what becomes of the jobs when the process that submitted them stops waiting for them."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if numbers := _submitted(sweep):
-            print(f"Slurm goes on with the jobs {' '.join(numbers)}; scancel ends them", file=sys.stderr, flush=True)
-        raise
-
-
-def _submitted(sweep: Path) -> list[str]:
-    """Return the numbers of a sweep's jobs that Slurm has, waiting or running."""
-    numbers = sorted({path.name.partition("_")[0] for path in (sweep / ".submitit").glob("[0-9]*")})
-    if not numbers:
-        return []
-    command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(numbers)}"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return asked.stdout.split()  # of jobs long gone squeue knows nothing, which it calls an error
-
-
-class Requeue:
-    """submitit's answer to Slurm's word that the time is up: the job is queued again, and this process ends.
-
-    Training calls it once a checkpoint is written; elsewhere it comes at once.
-
-    Attributes:
-        is_done: whether it is queued.
-    """
-
-    def __init__(self, note: Callable[[], None], requeue: Callable[[int, FrameType | None], None]) -> None:
-        self.is_done = self._is_asked = False
-        self._note, self._requeue = note, requeue
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Answer a signal, the first.
-
-        Raises:
-            SystemExit: it is queued.
-            RuntimeError: it has been out of time too often.
-        """
-        if self._is_asked:
-            return
-        self._is_asked = True
-        print("Slurm: the time is up", file=sys.stderr, flush=True)
-        self._note()  # first, as the new attempt may begin before this one has ended
-        try:
-            self._requeue(number, frame)
-        except SystemExit:
-            self.is_done = True
-            raise
-        except Exception as err:  # submitit's own
-            again = "retry=true goes on with it; give more launcher.resubmissions or launcher.minutes"
-            raise RuntimeError(f"{err} {again}") from err
-
-
-@contextmanager
-def requeueing(note: Callable[[], None]) -> Iterator[Requeue | None]:
-    """Let a job of submitit be noted before it is queued again; yield None in another process.
-
-    Args:
-        note: says in the job's directory that it is queued.
-    """
-    before = signal.getsignal(TIME_IS_UP)
-    if "SUBMITIT_FOLDER" not in os.environ or not callable(before):
-        yield None
-        return
-    requeue = Requeue(note, before)
-    signal.signal(TIME_IS_UP, requeue)
-    try:
-        yield requeue
-    finally:
-        signal.signal(TIME_IS_UP, before)

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsr_lab.core.files import write_text
 from fsr_lab.sweep.index import refresh
-from fsr_lab.sweep.job import FINISHED, INTERRUPTED, QUEUED, Job
+from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, QUEUED, Job
 from fsr_lab.sweep.plan import composed, unresolved
+from fsr_lab.sweep.slurm_queue import wait
 
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
 LOCK, STUDY = ".study.lock", "study.yaml"
@@ -39,7 +40,8 @@ class Planning:
         planned, number = [], len(refresh(sweep))
         for place, overrides in enumerate(job_overrides):
             run, words, _ = composed(self.cfg, self.loader, tuple(overrides), number + place, swept)
-            if Job.read(run) is None:
+            before = Job.read(run)
+            if before is None or before.state == FAILED:  # proposed again, it is tried again
                 Job(number=number + place, overrides=words).write(run)
             planned.append((run, words))
         self.runs += [run for run, _ in planned]
@@ -66,6 +68,7 @@ def studying(sweeper: Sweeper, cfg: DictConfig, loader: ConfigLoader) -> Iterato
     inner.launcher = planning = Planning(inner.launcher, cfg, loader)
     with (sweep / LOCK).open("w") as lock:
         if cfg.hydra.sweeper._target_ == OPTUNA and inner.storage is not None and _is_alone(lock.fileno()):
+            wait(sweep)  # for jobs that Slurm still has of a process that was killed
             take_up(inner.storage, inner.study_name, refresh(sweep).values())
         fcntl.flock(lock, fcntl.LOCK_SH)  # as all do while they live
         yield planning.runs
@@ -120,9 +123,8 @@ def take_up(storage: Any, name: str, jobs: Collection[Job]) -> None:
     import optuna
     from optuna.trial import TrialState
 
-    from fsr_lab.report.results import VALIDATION
+    from fsr_lab.report.results import OBJECTIVE
 
-    best = f"{VALIDATION}_best"
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -134,8 +136,8 @@ def take_up(storage: Any, name: str, jobs: Collection[Job]) -> None:
         is_open = trial.state == TrialState.RUNNING
         if job is None:
             continue
-        if is_open and job.state == FINISHED and best in job.results:
-            study.tell(trial.number, job.results[best])
+        if is_open and job.state == FINISHED and OBJECTIVE in job.results:
+            study.tell(trial.number, job.results[OBJECTIVE])
         elif job.state in (QUEUED, INTERRUPTED):
             if is_open:
                 study.tell(trial.number, state=TrialState.FAIL)

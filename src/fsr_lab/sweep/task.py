@@ -3,7 +3,7 @@
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -19,7 +19,7 @@ from fsr_lab.sweep.index import refresh
 from fsr_lab.sweep.job import FAILED, FINISHED, INTERRUPTED, LOG, QUEUED, Job
 from fsr_lab.sweep.log import logged
 from fsr_lab.sweep.plan import unresolved
-from fsr_lab.sweep.slurm import Requeue, requeueing
+from fsr_lab.sweep.requeue import Requeue, requeueing
 from fsr_lab.sweep.stop import is_stopping, stopping_job
 
 Verb = Callable[[Session, DictConfig], None]
@@ -45,21 +45,27 @@ class Task:
         Raises:
             KeyboardInterrupt: the job was asked to stop, and runs in the process of the whole sweep.
         """
+        from fsr_lab.report.results import OBJECTIVE
+
         hydra = HydraConfig.get()
         run, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 if is_stopping(sweep):
                     return None
                 stack.enter_context(held(run))
-            except (OSError, RuntimeError, ValueError) as err:  # another process is at it, and tells of it
-                Session(self.command).tell(err)
-                return None
-            log = stack.enter_context(logged(run / LOG))
-            return self._work(cfg, run, sweep, log)
+                job = Job.read(run)
+                if job is not None and job.state in (FINISHED, FAILED):  # two sweeps had planned it, and one was first
+                    print(f"{run} has {job.state} meanwhile, and is left as it is")
+                else:
+                    job = self._work(cfg, run, sweep, stack.enter_context(logged(run / LOG)))
+                return job.results.get(OBJECTIVE)
+        except (OSError, RuntimeError, ValueError) as err:  # another process is at it, or its own files are refused
+            Session(self.command).tell(err)
+            return None
 
-    def _work(self, cfg: DictConfig, run: Path, sweep: Path, log: TextIO) -> float | None:
-        from fsr_lab.report.results import VALIDATION, results
+    def _work(self, cfg: DictConfig, run: Path, sweep: Path, log: TextIO) -> Job:
+        from fsr_lab.report.results import results
 
         hydra = HydraConfig.get()
         job = (Job.read(run) or Job(number=hydra.job.num, overrides=tuple(unresolved(hydra.overrides.task)))).begun()
@@ -80,7 +86,8 @@ class Task:
             except BaseException as err:
                 if requeue is not None and requeue.is_done:
                     raise SystemExit(INTERRUPTED_CODE) from err  # with no result, for which the sweep waits on
-                traceback.print_exception(err, file=log)
+                with suppress(OSError):
+                    traceback.print_exception(err, file=log)
                 session.tell(err)
                 stopped = err if is_interruption(err) or not isinstance(err, Exception) else None
                 state = FAILED if stopped is None else INTERRUPTED
@@ -89,7 +96,7 @@ class Task:
         refresh(sweep, [run])
         if stopped is not None and self._is_in_sweep:
             raise KeyboardInterrupt from stopped
-        return job.results.get(f"{VALIDATION}_best")
+        return job
 
     def _stoppable(self, requeue: Requeue | None) -> AbstractContextManager[None]:
         """Return what lets a SIGTERM stop a job; submitit answers those of Slurm, and the sweep's process its own."""
