@@ -204,7 +204,7 @@ A dry run (`trainer.fast_dev_run`) on `toy`, {rounds} rounds in turn, on {host}:
 - by itself {alone} s; as a sweep of one job under `launcher=joblib_gpus` {one} s: {more} s more (target: at most 1.5);
 - each further job of a pool: {each} s, as its process is warm.
 
-{jobs} jobs were run to their end under random kills ({kills}), in {starts} starts of the same command and {minutes}
+{jobs} jobs were run to their end under random kills ({kills}); starts of the same command: {starts}, in all {minutes}
 minutes. All finished. The index, looked at {looks} times, listed every job once, lost none that had finished, and
 called none finished that was not.
 

@@ -134,14 +134,16 @@ def test_a_skipped_check_marks_no_number():
     assert not any(value.is_doubtful for value in table.rows[0].values)
 
 
+EVERY = ["Natural", "FGSM", "PGD-20", "+APGD-CE", "AutoAttack", "+A1", "+A2", "Adaptive worst case"]
+
+
 @pytest.mark.parametrize(
     ("finding", "marked"),
     [
         (Finding("gradients", "fail", 1.0, "zero"), ["FGSM", "PGD-20", "+APGD-CE", "AutoAttack"]),
         (Finding("gradient-free", "fail", 0.1, "Square is ahead", ("pgd20",)), ["PGD-20", "+APGD-CE", "AutoAttack"]),
-        (Finding("train-mode", "fail", 1.0, "a layer is in training mode"), [
-            "Natural", "FGSM", "PGD-20", "+APGD-CE", "AutoAttack", "+A1", "+A2", "Adaptive worst case",
-        ]),
+        (Finding("train-mode", "fail", 1.0, "a layer is in training mode"), EVERY),
+        (Finding("noise", "fail", 0.5, "half of the predictions change from call to call"), EVERY),
     ],
 )  # fmt: skip
 def test_gradients_that_mislead_doubt_what_rests_on_them_alone(finding, marked):

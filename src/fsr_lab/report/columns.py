@@ -144,9 +144,9 @@ def _touches(finding: Finding, column: Column, record: EvaluationRecord) -> bool
     """Tell whether what a failed check found makes a column's number doubtful.
 
     Gradients that mislead do so neither without an attack nor where adaptive attacks are among them: those are what the
-    check asks for.
+    check asks for. Noise of the network's own is in every number.
     """
-    if finding.check in SIGNS:
+    if finding.check in SIGNS and finding.check != "noise":
         adaptive = {name for members in adaptive_families(record).values() for name in members}
         if column.attacks == (CLEAN,) or adaptive & set(column.attacks):
             return False
