@@ -117,7 +117,7 @@ def test_a_sweep_of_two_jobs_in_several_processes_trains_two_jobs_as_well_as_one
             assert state(run)["global_step"] == 8 * 9
             assert names(run) == names(runs["one"][0])  # the first rank writes, and no other
             record = EvaluationRecord.load(run / "records" / "last.json")
-            assert len(record) == len(set(record.sample_ids.tolist())) == 400  # shards of 150 and a rest, none padded
+            assert len(record) == len(set(record.ids.tolist())) == 400  # shards of 150 and a rest, none padded
             assert record.correct("clean").mean() > 0.95
             withstood[name].append(record.correct("pgd20").mean())
     # BatchNorm sees a rank's part of the batch; the batch and the learning rate are the same (conf/trainer/ddp.yaml).

@@ -101,15 +101,17 @@ def test_a_killed_worker_takes_no_other_job_with_it(start, tmp_path):
 def test_a_job_whose_process_dies_every_time_has_failed(start, tmp_path):
     sweep = tmp_path / "sweep"
     process = start(*LONG, "trainer.max_epochs=25", *POOL, "seed=0,1,2")
-    for attempt in (1, 2):
-        while workers(sweep).get("0") is None or attempts(sweep / "seed=0") < attempt:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        os.kill(workers(sweep)["0"], signal.SIGKILL)
+    done = 0
+    while process.poll() is None:
+        if workers(sweep).get("0") is not None and attempts(sweep / "seed=0") > done:
+            done = attempts(sweep / "seed=0")
+            os.kill(workers(sweep)["0"], signal.SIGKILL)
+        time.sleep(0.05)
     out, err = process.communicate()
     assert process.returncode == 2, err
     assert states(sweep) == {"0": "failed", "1": "finished", "2": "finished"}
-    assert "its process was killed 2 times" in out
+    assert f"its process was killed {done} times" in out
+    assert done in (2, 3), "the last of them alone"
 
 
 def attempts(run):

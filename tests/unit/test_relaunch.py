@@ -55,6 +55,43 @@ def test_who_dies_twice_has_failed(planned):
     assert failed.error == "its process was killed 2 times; is there enough memory?"
 
 
+def pool(deadly):
+    """Return a launcher that begins all jobs at once, and ends them all when the deadly one is among them."""
+    begun = []
+
+    def start(jobs):
+        names = [job.run.name for job in jobs]
+        begun.append("".join(names))
+        running = {job.run: Job.read(job.run).begun() for job in jobs}
+        for run, job in running.items():
+            job.write(run)
+        if deadly in names:
+            raise RuntimeError("a worker died")
+        for run, job in running.items():
+            job.over(FINISHED).write(run)
+
+    return start, begun
+
+
+def test_who_dies_twice_takes_none_of_its_neighbours_with_it(planned):
+    jobs = planned("a", "b", "c")
+    start, begun = pool("b")
+    run_jobs(jobs, start)
+    assert begun == ["abc", "abc", "a", "b", "c"]
+    states = {job.run.name: Job.read(job.run) for job in jobs}
+    assert {name: job.state for name, job in states.items()} == {"a": FINISHED, "b": FAILED, "c": FINISHED}
+    assert states["b"].error == "its process was killed 3 times; is there enough memory?"
+
+
+def test_a_job_that_waits_from_an_earlier_sweep_was_not_lost(planned):
+    jobs = planned("a", "b")
+    Job.read(jobs[1].run).begun().write(jobs[1].run)  # and holds no lock: interrupted, and not begun again
+    start, begun = worker("a", "a")
+    run_jobs(jobs, start)
+    assert begun == ["a", "a", "b"]
+    assert [Job.read(job.run).state for job in jobs] == [FAILED, FINISHED]
+
+
 def test_a_launcher_that_starts_nothing_is_an_error(planned):
     def start(jobs):
         raise ValueError("no such queue")
