@@ -92,6 +92,17 @@ def test_a_job_that_waits_from_an_earlier_sweep_was_not_lost(planned):
     assert [Job.read(job.run).state for job in jobs] == [FAILED, FINISHED]
 
 
+def test_jobs_that_were_asked_to_stop_are_not_run_again(planned):
+    jobs, started = planned("a", "b"), []
+
+    def start(jobs):
+        started.append(len(jobs))
+        Job.read(jobs[0].run).begun().write(jobs[0].run)  # interrupted, and the other one still waits
+
+    run_jobs(jobs, start)
+    assert started == [2]
+
+
 def test_a_launcher_that_starts_nothing_is_an_error(planned):
     def start(jobs):
         raise ValueError("no such queue")

@@ -43,8 +43,7 @@ def run_jobs(due: Sequence[Planned], start: Callable[[Sequence[Planned]], object
             return gone
         return {}
 
-    while due:
-        deaths = lost(due)
+    while due and (deaths := lost(due)):
         for job in due:
             if deaths.get(job.run, 0) >= ATTEMPTS:
                 count = deaths[job.run] if len(deaths) == 1 else lost([job]).get(job.run)
