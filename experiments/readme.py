@@ -63,7 +63,7 @@ def _told(folder: Path, grid: Grid, root: Path) -> Iterator[str]:
     measured = {
         heading for line in lines for heading, cell in zip(grid.headings, line.cells, strict=True) if cell.numbers
     }
-    shown = replace(grid, lines=lines, tests=(), untested=())  # the tests, and what is bold by them, are in the report
+    shown = replace(grid, lines=lines, tests=(), untested=())
     yield grid_markdown(_only(shown, [heading for heading in grid.headings if heading in measured]), root)
     yield "".join(f"- {said}\n" for said in _verdicts(lines))
     yield f"[All of it]({folder.relative_to(root).as_posix()}/report.md)\n"
@@ -80,7 +80,7 @@ def _verdicts(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _only(grid: Grid, headings: tuple[str, ...] | list[str]) -> Grid:
-    """Return a grid with some of its columns."""
+    """Return a grid with some of its columns, and nothing bold: the rule for that is in the report."""
     places = [grid.headings.index(heading) for heading in headings if heading in grid.headings]
     lines = tuple(
         replace(line, cells=tuple(replace(line.cells[place], is_bold=False) for place in places)) for line in grid.lines

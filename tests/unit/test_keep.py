@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from records import MANIFEST, made_artefact, made_curves, made_record, made_samples, rates
+from scripts import loaded
 
 from fsr_lab.report.artefact import read_artefact
 
@@ -15,10 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "keep.py"
 
 @pytest.fixture(scope="module")
 def keep():
-    spec = spec_from_file_location("keep", SCRIPT)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.keep
+    return loaded(SCRIPT).keep
 
 
 @pytest.fixture

@@ -1,21 +1,18 @@
 """The README's results are what the kept records say, and the script that writes them touches nothing else."""
 
 import shutil
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from records import kept, made_artefact, made_record, rates
+from scripts import loaded
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def readme():
-    spec = spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "experiments" / "readme.py")
 
 
 def test_the_readme_says_what_the_records_say(readme):

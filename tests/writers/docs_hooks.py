@@ -1,21 +1,17 @@
 """The hooks by which mkdocs fills pages, called as mkdocs calls them."""
 
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+
+from scripts import loaded
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def hook(name: str) -> ModuleType:
     """Return docs/NAME.py, loaded."""
-    spec = spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(DOCS / f"{name}.py")
 
 
 def filled(called: Callable[..., str], page: str, text: str | None = None) -> str:

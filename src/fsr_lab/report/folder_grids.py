@@ -51,7 +51,8 @@ def settings_of(name: str) -> dict[str, str]:
 
 def _grid(measured: Sequence[Measured], folder: Path) -> Grid:
     every = united([each.record for each in measured])
-    columns = [column for column in every if column not in steps(every)]
+    parts = steps(every)
+    columns = [column for column in every if column not in parts]
     rows: dict[Place, list[Measured]] = {}
     for place, each in zip(_places(measured, folder), measured, strict=True):
         rows.setdefault(place, []).append(each)

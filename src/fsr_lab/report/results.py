@@ -8,7 +8,6 @@ from fsr_lab.report.figures import read_curves
 VALIDATION = "val/robust_acc"
 OBJECTIVE = f"{VALIDATION}_best"
 """What tuning raises."""
-OBJECTIVE = f"{VALIDATION}_best"
 
 
 def results(run: Path) -> dict[str, float]:
